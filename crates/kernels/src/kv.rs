@@ -1,0 +1,165 @@
+//! How keys and values lie in a page of the cache. Only this module and `attention` know.
+//!
+//! A page holds the keys and values of `page` tokens of one layer. Keys are stored in groups of 16
+//! tokens, dimension by dimension, so that a vector of 16 lanes is one dimension of 16 keys and a
+//! score needs no sum across lanes. Values are stored token by token, padded to whole vectors.
+//!
+//! ```text
+//! page  = keys of head 0, keys of head 1, ..., values of head 0, values of head 1, ...
+//! keys  = group 0 (tokens 0..16), group 1, ...
+//! group = [Q8_0 only: scales f16 [ceil(head_dim/32)][16]] elements [head_dim][16]
+//! value = [Q8_0 only: scales f16 [tokens][padded/32]] elements [tokens][padded]
+//! ```
+
+use crate::Error;
+use crate::level::by_name;
+use std::fmt;
+use std::str::FromStr;
+
+/// Storage type of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    #[default]
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Blocks of 32 signed bytes along the head's dimensions with one f16 scale. A last block of a
+    /// head whose dimension is no multiple of 32 is simply shorter.
+    Q8_0,
+}
+
+const KV_TYPES: [(KvType, &str, usize); 4] = [
+    (KvType::F32, "f32", 4),
+    (KvType::F16, "f16", 2),
+    (KvType::Bf16, "bf16", 2),
+    (KvType::Q8_0, "q8_0", 1),
+];
+
+impl KvType {
+    /// The name used in flags and reports.
+    pub fn name(self) -> &'static str {
+        KV_TYPES[self as usize].1
+    }
+
+    /// Bytes of one stored element, without scales.
+    pub(crate) fn bytes(self) -> usize {
+        KV_TYPES[self as usize].2
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for KvType {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<KvType, Error> {
+        by_name("cache type", &KV_TYPES.map(|k| (k.0, k.1)), s)
+    }
+}
+
+/// Tokens in a group of keys: the lanes of a vector.
+pub(crate) const GROUP: usize = 16;
+/// Values that share a scale in `KvType::Q8_0`, and the unit to which value rows are padded.
+pub(crate) const Q8_BLOCK: usize = 32;
+
+/// The shape of one layer's cache page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KvLayout {
+    /// Storage type.
+    pub ty: KvType,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Tokens in a page; a multiple of 16 wastes nothing.
+    pub page: usize,
+}
+
+impl KvLayout {
+    /// A layout whose page size is known to be possible.
+    ///
+    /// # Errors
+    /// [`Error::KvLayout`] if a dimension is zero or the page would exceed 2^48 bytes.
+    pub fn new(
+        ty: KvType,
+        kv_heads: usize,
+        head_dim: usize,
+        page: usize,
+    ) -> Result<KvLayout, Error> {
+        let layout = KvLayout {
+            ty,
+            kv_heads,
+            head_dim,
+            page,
+        };
+        let possible = kv_heads > 0 && head_dim > 0 && page > 0;
+        if !possible || layout.page_bytes() >= 1 << 48 {
+            return Err(Error::KvLayout {
+                kv_heads,
+                head_dim,
+                page,
+            });
+        }
+        Ok(layout)
+    }
+
+    /// Bytes of a page: one layer's keys and values of `page` tokens. Saturates on impossible sizes.
+    pub fn page_bytes(&self) -> usize {
+        self.key_head_bytes()
+            .saturating_add(self.value_head_bytes())
+            .saturating_mul(self.kv_heads)
+    }
+
+    /// Blocks of 32 along a head.
+    pub(crate) fn blocks(&self) -> usize {
+        self.head_dim.div_ceil(Q8_BLOCK)
+    }
+
+    /// Elements in a stored row of values.
+    pub(crate) fn padded(&self) -> usize {
+        self.blocks().saturating_mul(Q8_BLOCK)
+    }
+
+    /// Bytes of scales at the head of a group of keys.
+    pub(crate) fn group_scale_bytes(&self) -> usize {
+        if self.ty == KvType::Q8_0 {
+            self.blocks().saturating_mul(2 * GROUP)
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of a group of 16 keys.
+    pub(crate) fn group_bytes(&self) -> usize {
+        let elements = self.head_dim.saturating_mul(GROUP * self.ty.bytes());
+        elements.saturating_add(self.group_scale_bytes())
+    }
+
+    /// Bytes of one head's keys in a page.
+    pub(crate) fn key_head_bytes(&self) -> usize {
+        self.group_bytes().saturating_mul(self.page.div_ceil(GROUP))
+    }
+
+    /// Bytes of scales at the head of one head's values.
+    pub(crate) fn value_scale_bytes(&self) -> usize {
+        if self.ty == KvType::Q8_0 {
+            self.blocks().saturating_mul(2).saturating_mul(self.page)
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of one head's values in a page.
+    pub(crate) fn value_head_bytes(&self) -> usize {
+        let row = self.padded().saturating_mul(self.ty.bytes());
+        row.saturating_mul(self.page)
+            .saturating_add(self.value_scale_bytes())
+    }
+}
