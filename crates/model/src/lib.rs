@@ -1,1 +1,28 @@
-//! placeholder
+//! A Llama model: its configuration, its weights as views of a file, the cache, and one forward
+//! pass per architecture.
+//!
+//! Knows: names of tensors and configuration keys, the order of operations. Must not know: text,
+//! prompts, sampling, HTTP. Does no arithmetic on activations of its own: that is `kernels`.
+
+mod adapter;
+mod batch;
+mod cache;
+mod config;
+mod config_gguf;
+mod config_hf;
+mod error;
+mod llama;
+mod probe;
+mod rope;
+mod shape;
+mod weights;
+
+pub use adapter::{Adapter, Target};
+pub use batch::{Batch, Chunk, ChunkOut, Input, Outputs, Rows};
+pub use cache::{Cache, PAGE, Seq};
+pub use config::{Config, RopeConfig, Scaling, Yarn};
+pub use error::{Error, Result};
+pub use llama::forward;
+pub use probe::{At, Probe, Row, Site};
+pub use shape::{Mix, Shape, shapes, synthesize};
+pub use weights::{Weights, open, storage_type};

@@ -1,0 +1,301 @@
+//! Reading [`Config`] from a Hugging Face config.json, in the form of transformers 4
+//! (`rope_theta`, `rope_scaling`) and of transformers 5 (`rope_parameters`).
+
+use kernels::{Activation, RopeLayout};
+use serde_json::Value;
+
+use crate::config::{Config, RopeConfig, Scaling, Yarn};
+use crate::error::{Error, Result};
+use crate::rope::yarn_mscale;
+
+/// Keys that change the result of other models and stand in some config.json files with a value
+/// that changes nothing. Any other value is refused. `None` allows only null or absence.
+const NEUTRAL: &[(&str, Option<f64>)] = &[
+    ("attention_multiplier", None),
+    ("attn_logit_softcapping", None),
+    ("clip_qkv", None),
+    ("embedding_multiplier", Some(1.0)),
+    ("final_logit_softcapping", None),
+    ("layer_types", None),
+    ("logit_scale", Some(1.0)),
+    ("logits_scaling", Some(1.0)),
+    ("no_rope_layers", None),
+    ("num_experts", Some(0.0)),
+    ("num_local_experts", Some(0.0)),
+    ("partial_rotary_factor", Some(1.0)),
+    ("quantization_config", None),
+    ("residual_multiplier", Some(1.0)),
+    ("rope_interleaved", Some(0.0)),
+    ("scale_emb", Some(1.0)),
+    ("sliding_window", None),
+    ("use_qk_norm", Some(0.0)),
+];
+
+impl Config {
+    /// Reads a parsed config.json. Head width, number of kv heads, rotary base and biases have
+    /// transformers' defaults where the file leaves them out.
+    pub fn from_hf(json: &Value) -> Result<Config> {
+        check_architecture(json)?;
+        check_neutral(json)?;
+        let heads = required(json, "num_attention_heads")?;
+        let hidden = required(json, "hidden_size")?;
+        let head_dim = match count(json, "head_dim")? {
+            Some(n) => n,
+            None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                return Err(Error::Config(format!(
+                    "hidden_size {hidden} is not a multiple of {heads} heads and head_dim is absent"
+                )));
+            }
+        };
+        let context = count(json, "max_position_embeddings")?.unwrap_or(2048);
+        let flag = |key: &str| match json.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(other) => Err(Error::Config(format!(
+                "`{key}` is {other}, not true or false"
+            ))),
+        };
+        Config {
+            arch: "llama".into(),
+            vocab: required(json, "vocab_size")?,
+            hidden,
+            layers: required(json, "num_hidden_layers")?,
+            heads,
+            kv_heads: count(json, "num_key_value_heads")?.unwrap_or(heads),
+            head_dim,
+            ffn: required(json, "intermediate_size")?,
+            context,
+            norm_eps: number(json, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            activation: activation(json)?,
+            rope: rope(json, head_dim, context)?,
+            attention_bias: flag("attention_bias")?,
+            mlp_bias: flag("mlp_bias")?,
+            tied: flag("tie_word_embeddings")?,
+            bos: ids(json, "bos_token_id")?.first().copied(),
+            eos: ids(json, "eos_token_id")?,
+        }
+        .checked()
+    }
+}
+
+fn check_architecture(json: &Value) -> Result<()> {
+    let model_type = json.get("model_type").and_then(Value::as_str);
+    let classes = json.get("architectures").and_then(Value::as_array);
+    let class = classes.and_then(|a| a.first()).and_then(Value::as_str);
+    match (class, model_type) {
+        (Some("LlamaForCausalLM"), Some("llama") | None) | (None, Some("llama")) => Ok(()),
+        (Some("LlamaForCausalLM"), Some(other)) => Err(Error::Architecture(other.into())),
+        (Some(other), _) | (None, Some(other)) => Err(Error::Architecture(other.into())),
+        (None, None) => Err(Error::Config(
+            "config.json names neither `architectures` nor `model_type`".into(),
+        )),
+    }
+}
+
+fn check_neutral(json: &Value) -> Result<()> {
+    for (key, neutral) in NEUTRAL {
+        let value = match json.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Bool(b)) => f64::from(u8::from(*b)),
+            Some(v) => v.as_f64().unwrap_or(f64::NAN),
+        };
+        if *neutral != Some(value) {
+            return Err(Error::NotImplemented(format!(
+                "`{key}` = {} of config.json",
+                short(&json[key])
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn activation(json: &Value) -> Result<Activation> {
+    match json
+        .get("hidden_act")
+        .map(|v| v.as_str().unwrap_or_default())
+    {
+        None | Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu") => Ok(Activation::Gelu),
+        Some("relu") => Ok(Activation::Relu),
+        Some(_) => Err(Error::NotImplemented(format!(
+            "`hidden_act` = {} of config.json",
+            json["hidden_act"]
+        ))),
+    }
+}
+
+fn rope(json: &Value, head_dim: usize, context: usize) -> Result<RopeConfig> {
+    let none = Value::Null;
+    let nested = json.get("rope_parameters").filter(|v| !v.is_null());
+    let scaling = nested.or(json.get("rope_scaling")).unwrap_or(&none);
+    if !scaling.is_null() && !scaling.is_object() {
+        return Err(Error::Config(format!(
+            "rope scaling is {}, not an object",
+            short(scaling)
+        )));
+    }
+    let nested_theta = number(scaling, "rope_theta")?;
+    let theta = nested_theta
+        .or(number(json, "rope_theta")?)
+        .unwrap_or(10_000.0);
+    if let Some(v) = scaling
+        .get("partial_rotary_factor")
+        .filter(|v| v.as_f64() != Some(1.0))
+    {
+        return Err(Error::NotImplemented(format!(
+            "`partial_rotary_factor` = {v} of config.json"
+        )));
+    }
+    let scaling = scaling_kind(json, scaling, head_dim, context)?;
+    Ok(RopeConfig {
+        theta,
+        dim: head_dim,
+        layout: RopeLayout::HalfSplit,
+        scaling,
+    })
+}
+
+fn scaling_kind(json: &Value, s: &Value, head_dim: usize, context: usize) -> Result<Scaling> {
+    let name = s
+        .get("rope_type")
+        .or(s.get("type"))
+        .map(|v| v.as_str().unwrap_or_default());
+    let need = |key: &str| {
+        number(s, key)?.ok_or_else(|| Error::Config(format!("rope scaling lacks `{key}`")))
+    };
+    let original = || -> Result<Option<f64>> {
+        let key = "original_max_position_embeddings";
+        Ok(number(s, key)?.or(number(json, key)?))
+    };
+    match name {
+        None if s.get("factor").is_some() => Err(Error::Config(
+            "rope scaling has a factor but no `rope_type`".into(),
+        )),
+        None | Some("default") => Ok(Scaling::None),
+        Some("linear") => Ok(Scaling::Linear {
+            factor: need("factor")?,
+        }),
+        Some("dynamic") => Ok(Scaling::Dynamic { original: context }),
+        Some("llama3") => Ok(Scaling::Llama3 {
+            factor: need("factor")?,
+            low: need("low_freq_factor")?,
+            high: need("high_freq_factor")?,
+            original: original()?.ok_or_else(|| {
+                Error::Config("rope scaling lacks `original_max_position_embeddings`".into())
+            })?,
+        }),
+        Some("yarn") => yarn(s, need("factor")?, original()?.unwrap_or(context as f64)),
+        Some("longrope") => longrope(s, head_dim, context, original()?),
+        Some(other) => Err(Error::NotImplemented(format!(
+            "rope scaling of type `{other}`"
+        ))),
+    }
+}
+
+/// Defaults as in transformers: factors of 0 or null count as absent.
+fn yarn(s: &Value, factor: f64, original: f64) -> Result<Scaling> {
+    let some = |key: &str| number(s, key).map(|n| n.filter(|n| *n != 0.0));
+    let attention_factor = match (
+        number(s, "attention_factor")?,
+        some("mscale")?,
+        some("mscale_all_dim")?,
+    ) {
+        (Some(a), _, _) => a,
+        (None, Some(m), Some(all)) => yarn_mscale(factor, m) / yarn_mscale(factor, all),
+        (None, _, _) => yarn_mscale(factor, 1.0),
+    };
+    Ok(Scaling::Yarn(Yarn {
+        factor,
+        original,
+        attention_factor,
+        beta_fast: some("beta_fast")?.unwrap_or(32.0),
+        beta_slow: some("beta_slow")?.unwrap_or(1.0),
+        truncate: s.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+    }))
+}
+
+fn longrope(s: &Value, head_dim: usize, context: usize, original: Option<f64>) -> Result<Scaling> {
+    let factors = s.get("short_factor").and_then(Value::as_array);
+    let short: Option<Vec<f64>> = factors
+        .filter(|a| a.len() == head_dim / 2)
+        .and_then(|a| a.iter().map(Value::as_f64).collect());
+    let short = short.ok_or_else(|| {
+        Error::Config(format!(
+            "rope scaling needs `short_factor`, {} numbers",
+            head_dim / 2
+        ))
+    })?;
+    let (factor, original) = match original {
+        Some(o) if o > 0.0 => (Some(context as f64 / o), o),
+        _ => (number(s, "factor")?, context as f64),
+    };
+    let attention_factor = match (number(s, "attention_factor")?, factor) {
+        (Some(a), _) => a,
+        (None, Some(f)) if f > 1.0 => (1.0 + f.ln() / original.ln()).sqrt(),
+        (None, Some(_)) => 1.0,
+        (None, None) => return Err(Error::Config("rope scaling lacks `factor`".into())),
+    };
+    Ok(Scaling::LongRope {
+        short,
+        attention_factor,
+        original: original as usize,
+    })
+}
+
+fn required(json: &Value, key: &str) -> Result<usize> {
+    count(json, key)?.ok_or_else(|| Error::Config(format!("config.json lacks `{key}`")))
+}
+
+fn count(json: &Value, key: &str) -> Result<Option<usize>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => v
+            .as_u64()
+            .map(|n| Some(usize::try_from(n).unwrap_or(usize::MAX)))
+            .ok_or_else(|| {
+                Error::Config(format!(
+                    "`{key}` of config.json is {}, not a count",
+                    short(v)
+                ))
+            }),
+    }
+}
+
+fn number(json: &Value, key: &str) -> Result<Option<f64>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => v
+            .as_f64()
+            .map(Some)
+            .ok_or_else(|| Error::Config(format!("`{key}` is {}, not a number", short(v)))),
+    }
+}
+
+/// Token ids given as one number or a list of them.
+pub(crate) fn ids(json: &Value, key: &str) -> Result<Vec<u32>> {
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    let found = match json.get(key) {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Array(a)) => a.iter().map(id).collect(),
+        // -1 stands for "none" in early files.
+        Some(v) if v.as_i64() == Some(-1) => Some(Vec::new()),
+        Some(v) => id(v).map(|n| vec![n]),
+    };
+    found.ok_or_else(|| {
+        Error::Config(format!(
+            "`{key}` is {}, not a token id or a list of them",
+            short(&json[key])
+        ))
+    })
+}
+
+/// A value as JSON, cut to a length fit for a message.
+fn short(v: &Value) -> String {
+    let mut s = v.to_string();
+    if let Some((at, _)) = s.char_indices().nth(80) {
+        s.truncate(at);
+        s.push_str("...");
+    }
+    s
+}

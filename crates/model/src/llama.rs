@@ -1,0 +1,489 @@
+//! The forward pass of LlamaForCausalLM, the one that serves prefill, decode, batching, scoring
+//! and inspection.
+//!
+//! Every row goes through the same operations in the same order whatever else is in the batch, so
+//! that its bits depend on nothing but its own prefix. This file says what is computed; only
+//! `kernels` touches single values.
+//!
+//! Written after the order of operations in meta-llama/llama-models `models/llama3/model.py`.
+
+use std::ops::Range;
+
+use kernels::{Activations, Attend, Kernels, KvLayout, Product, Type};
+
+use crate::adapter::Target;
+use crate::batch::{Batch, Chunk, ChunkOut, Input, Outputs};
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::probe::{At, Probe, Row, Site};
+use crate::weights::{Layer, Linear, Weights};
+
+/// Computes the rows of a batch, extends the cache by them, and returns the rows it wants out.
+///
+/// # Errors
+/// A batch that contradicts itself or the model, or that does not fit the cache. The cache is
+/// unchanged then.
+pub fn forward<P: Probe>(
+    weights: &Weights,
+    batch: &Batch,
+    cache: &mut Cache,
+    probe: &mut P,
+) -> Result<Outputs> {
+    check(weights, batch, cache)?;
+    let mut pass = Pass::new(weights, batch, cache, probe)?;
+    let mut x = pass.embed()?; // (n, hidden)
+    for (i, layer) in weights.layers.iter().enumerate() {
+        pass.see(Site::ResidPre, i, &[weights.config.hidden], &mut x);
+        pass.attention_block(i, layer, &mut x)?;
+        pass.see(Site::ResidMid, i, &[weights.config.hidden], &mut x);
+        pass.mlp_block(i, layer, &mut x)?;
+        pass.see(Site::ResidPost, i, &[weights.config.hidden], &mut x);
+    }
+    pass.head(&x)
+}
+
+/// Everything about a batch that holds for all layers.
+struct Pass<'a, P> {
+    w: &'a Weights,
+    k: &'a Kernels,
+    plan: Plan<'a>,
+    cache: &'a mut Cache,
+    probe: &'a mut P,
+}
+
+/// Which rows there are, and which keys they see.
+struct Plan<'a> {
+    chunks: &'a [Chunk],
+    /// The rows of each chunk among all rows.
+    ranges: Vec<Range<usize>>,
+    /// Of each chunk: first row in its sequence, and first row of its segment there.
+    starts: Vec<(usize, usize)>,
+    /// The keys that each row sees, per chunk.
+    spans: Vec<Vec<Range<usize>>>,
+    positions: Vec<u32>, // (n)
+    /// (n), for the probe; empty without one.
+    rows: Vec<Row>,
+}
+
+impl<'a, P: Probe> Pass<'a, P> {
+    fn new(
+        w: &'a Weights,
+        batch: &'a Batch,
+        cache: &'a mut Cache,
+        probe: &'a mut P,
+    ) -> Result<Self> {
+        let chunks = &batch.chunks[..];
+        let mut ranges = Vec::with_capacity(chunks.len());
+        let mut starts = Vec::with_capacity(chunks.len());
+        let mut spans = Vec::with_capacity(chunks.len());
+        let mut end = 0;
+        for c in chunks {
+            ranges.push(end..end + c.len());
+            end += c.len();
+            let (start, segment) = (cache.len(c.seq), cache.segment_start(c)?);
+            starts.push((start, segment));
+            spans.push((0..c.len()).map(|i| segment..start + i + 1).collect());
+        }
+        cache.reserve(chunks)?;
+        let rows = |c: &'a Chunk| {
+            c.positions.iter().map(|&position| Row {
+                seq: c.seq,
+                position,
+            })
+        };
+        let plan = Plan {
+            chunks,
+            ranges,
+            starts,
+            spans,
+            positions: chunks
+                .iter()
+                .flat_map(|c| c.positions.iter().copied())
+                .collect(),
+            rows: if P::ON {
+                chunks.iter().flat_map(rows).collect()
+            } else {
+                Vec::new()
+            },
+        };
+        Ok(Pass {
+            w,
+            k: w.kernels(),
+            plan,
+            cache,
+            probe,
+        })
+    }
+
+    fn n(&self) -> usize {
+        self.plan.positions.len()
+    }
+
+    /// Shows all rows of a place to the probe.
+    fn see(&mut self, site: Site, layer: usize, row_shape: &[usize], values: &mut [f32]) {
+        if P::ON && self.probe.wants(site, layer) {
+            let shape = [&[self.plan.rows.len()], row_shape].concat();
+            self.probe.see(
+                At {
+                    site,
+                    layer,
+                    shape: &shape,
+                    rows: &self.plan.rows,
+                },
+                values,
+            );
+        }
+    }
+
+    fn embed(&mut self) -> Result<Vec<f32>> {
+        let d = self.w.config.hidden;
+        let mut x = vec![0.0; self.n() * d];
+        for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
+            let out = &mut x[r.start * d..r.end * d];
+            match &c.input {
+                Input::Tokens(ids) => self.k.embed(self.w.embed.matrix()?, ids, out)?,
+                Input::Embeddings(rows) => out.copy_from_slice(rows),
+            }
+        }
+        self.see(Site::Embed, 0, &[d], &mut x);
+        Ok(x)
+    }
+
+    /// x += Wo attention(norm(x))
+    fn attention_block(&mut self, i: usize, layer: &Layer, x: &mut [f32]) -> Result<()> {
+        let c = &self.w.config;
+        let (n, d, hd) = (self.n(), c.hidden, c.head_dim);
+        let mut a = vec![0.0; n * d];
+        self.k.rms_norm(x, &layer.attn_norm, c.norm_eps, &mut a);
+        self.see(Site::AttnIn, i, &[d], &mut a);
+
+        let mut q = vec![0.0; n * c.q_dim()];
+        let mut k = vec![0.0; n * c.kv_dim()];
+        let mut v = vec![0.0; n * c.kv_dim()];
+        self.project(
+            i,
+            layer,
+            &a,
+            &mut [
+                (Target::Q, &mut q),
+                (Target::K, &mut k),
+                (Target::V, &mut v),
+            ],
+        )?;
+        self.see(Site::Q, i, &[c.heads, hd], &mut q);
+        self.see(Site::K, i, &[c.kv_heads, hd], &mut k);
+        self.see(Site::V, i, &[c.kv_heads, hd], &mut v);
+        self.k
+            .rope(&mut q, c.heads, hd, &self.w.rope, &self.plan.positions);
+        self.k
+            .rope(&mut k, c.kv_heads, hd, &self.w.rope, &self.plan.positions);
+        self.see(Site::RotQ, i, &[c.heads, hd], &mut q);
+        self.see(Site::RotK, i, &[c.kv_heads, hd], &mut k);
+        self.store(i, &k, &v);
+        drop((k, v));
+
+        let mut z = vec![0.0; n * c.q_dim()];
+        if P::ON && (self.probe.wants(Site::Scores, i) || self.probe.wants(Site::Pattern, i)) {
+            self.attention_in_stages(i, &q, &mut z);
+        } else {
+            self.attention(i, &q, &mut z);
+        }
+        self.see(Site::Z, i, &[c.heads, hd], &mut z);
+        self.project(i, layer, &z, &mut [(Target::O, &mut a)])?;
+        self.see(Site::AttnOut, i, &[d], &mut a);
+        add_to_residual(self.k, x, &a);
+        Ok(())
+    }
+
+    /// x += Wdown(act(Wgate norm(x)) * Wup norm(x))
+    fn mlp_block(&mut self, i: usize, layer: &Layer, x: &mut [f32]) -> Result<()> {
+        let c = &self.w.config;
+        let (n, d, f) = (self.n(), c.hidden, c.ffn);
+        let mut a = vec![0.0; n * d];
+        self.k.rms_norm(x, &layer.mlp_norm, c.norm_eps, &mut a);
+        self.see(Site::MlpIn, i, &[d], &mut a);
+
+        let mut gate = vec![0.0; n * f];
+        let mut up = vec![0.0; n * f];
+        self.project(
+            i,
+            layer,
+            &a,
+            &mut [(Target::Gate, &mut gate), (Target::Up, &mut up)],
+        )?;
+        self.see(Site::MlpPre, i, &[f], &mut gate);
+        self.see(Site::MlpPreLinear, i, &[f], &mut up);
+        self.k.gated(c.activation, &mut gate, &up);
+        self.see(Site::MlpPost, i, &[f], &mut gate);
+        self.project(i, layer, &gate, &mut [(Target::Down, &mut a)])?;
+        self.see(Site::MlpOut, i, &[d], &mut a);
+        add_to_residual(self.k, x, &a);
+        Ok(())
+    }
+
+    /// out = W x + b for each target, in one parallel region; then each chunk's adapters.
+    fn project(
+        &self,
+        i: usize,
+        layer: &Layer,
+        x: &[f32],
+        outs: &mut [(Target, &mut Vec<f32>)],
+    ) -> Result<()> {
+        let linears: Vec<&Linear> = outs.iter().map(|(t, _)| layer.target(*t)).collect();
+        let cols = linears[0].cols;
+        let types: Vec<Type> = linears.iter().map(|l| l.ty).collect();
+        let activations = self.k.activations(x, cols, &types);
+        multiply(
+            self.k,
+            &activations,
+            linears
+                .iter()
+                .copied()
+                .zip(outs.iter_mut().map(|(_, o)| &mut o[..])),
+        )?;
+        for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
+            for (adapter, scale) in &c.adapters {
+                for ((target, out), l) in outs.iter_mut().zip(&linears) {
+                    let rows = &x[r.start * cols..r.end * cols];
+                    let out = &mut out[r.start * l.rows..r.end * l.rows];
+                    adapter.apply(self.k, (i, *target), *scale, rows, out, c.len())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the keys and values of all rows into the cache.
+    fn store(&mut self, i: usize, k: &[f32], v: &[f32]) {
+        let (layout, dim) = (self.cache.layout(), self.w.config.kv_dim());
+        for ((c, r), (start, _)) in self
+            .plan
+            .chunks
+            .iter()
+            .zip(&self.plan.ranges)
+            .zip(&self.plan.starts)
+        {
+            for (j, row) in r.clone().enumerate() {
+                let (page, slot) = self.cache.slot_mut(c.seq, i, start + j);
+                let at = row * dim..(row + 1) * dim;
+                self.k.store(&layout, page, slot, &k[at.clone()], &v[at]);
+            }
+        }
+    }
+
+    /// z = softmax(q K^T / sqrt(head_dim)) V, each row over the keys of its span.
+    fn attention(&self, i: usize, q: &[f32], z: &mut [f32]) {
+        let plan = &self.plan;
+        let pages: Vec<_> = (0..plan.chunks.len())
+            .map(|j| plan.pages(self.cache, i, j))
+            .collect();
+        let mut work = Vec::with_capacity(pages.len());
+        let mut rest = z;
+        for (j, pages) in pages.iter().enumerate() {
+            let len = plan.ranges[j].len() * self.w.config.q_dim();
+            let (out, tail) = rest.split_at_mut(len);
+            rest = tail;
+            work.push(plan.attend(&self.w.config, self.cache.layout(), j, pages, q, out));
+        }
+        self.k.attention(&mut work);
+    }
+
+    /// The same, with scores and pattern laid open to the probe.
+    fn attention_in_stages(&mut self, i: usize, q: &[f32], z: &mut [f32]) {
+        let (plan, c) = (&self.plan, &self.w.config);
+        for (j, r) in plan.ranges.iter().enumerate() {
+            let pages = plan.pages(self.cache, i, j);
+            let a = plan.attend(c, self.cache.layout(), j, &pages, q, &mut []);
+            let keys = plan.starts[j].0 + r.len();
+            let shape = [r.len(), c.heads, keys];
+            let mut scores = vec![0.0; shape.iter().product()];
+            let mut show = |site, scores: &mut [f32]| {
+                if self.probe.wants(site, i) {
+                    self.probe.see(
+                        At {
+                            site,
+                            layer: i,
+                            shape: &shape,
+                            rows: &plan.rows[r.clone()],
+                        },
+                        scores,
+                    );
+                }
+            };
+            self.k.attention_scores(&a, keys, &mut scores);
+            show(Site::Scores, &mut scores);
+            self.k
+                .attention_pattern(r.len(), keys, a.spans, c.heads, &mut scores);
+            show(Site::Pattern, &mut scores);
+            self.k.attention_mix(
+                &a,
+                keys,
+                &scores,
+                &mut z[r.start * c.q_dim()..r.end * c.q_dim()],
+            );
+        }
+    }
+
+    /// Final norm and head for the wanted rows; counts all rows as held by the cache.
+    fn head(&mut self, x: &[f32]) -> Result<Outputs> {
+        for (c, (_, segment)) in self.plan.chunks.iter().zip(&self.plan.starts) {
+            self.cache.advance(c, *segment);
+        }
+        let (d, vocab) = (self.w.config.hidden, self.w.config.vocab);
+        let mut wanted = Vec::new(); // (rows out, hidden)
+        let mut rows = Vec::new();
+        for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
+            let at = r.start + c.wanted().start..r.start + c.wanted().end;
+            wanted.extend_from_slice(&x[at.start * d..at.end * d]);
+            if P::ON {
+                rows.extend_from_slice(&self.plan.rows[at]);
+            }
+        }
+        self.plan.rows = rows;
+        let mut h = vec![0.0; wanted.len()];
+        self.k
+            .rms_norm(&wanted, &self.w.norm, self.w.config.norm_eps, &mut h);
+        self.see(Site::FinalNorm, 0, &[d], &mut h);
+        // Without a probe, rows whose logits nobody wants are left out of the product.
+        let everything = P::ON && self.probe.wants(Site::Logits, 0);
+        let mut outs = Vec::with_capacity(self.plan.chunks.len());
+        let mut input = Vec::new();
+        let mut at = 0;
+        for c in self.plan.chunks {
+            let rows = &h[at * d..(at + c.wanted().len()) * d];
+            at += c.wanted().len();
+            if c.logits || everything {
+                input.extend_from_slice(rows);
+            }
+            let hidden = if c.hidden { rows.to_vec() } else { Vec::new() };
+            outs.push(ChunkOut {
+                logits: Vec::new(),
+                hidden,
+            });
+        }
+        let mut logits = vec![0.0; input.len() / d * vocab];
+        let activations = self.k.activations(&input, d, &[self.w.head.ty]);
+        multiply(self.k, &activations, [(&self.w.head, &mut logits[..])])?;
+        if everything {
+            self.see(Site::Logits, 0, &[vocab], &mut logits);
+        }
+        for (c, out) in self.plan.chunks.iter().zip(&mut outs).rev() {
+            let len = c.wanted().len() * vocab;
+            if c.logits || everything {
+                let own = logits.split_off(logits.len() - len);
+                out.logits = if c.logits { own } else { Vec::new() };
+            }
+        }
+        Ok(Outputs { chunks: outs })
+    }
+}
+
+impl Plan<'_> {
+    /// The pages of one layer that chunk `j` attends to, its own rows included.
+    fn pages<'c>(&self, cache: &'c Cache, layer: usize, j: usize) -> Vec<&'c [u8]> {
+        cache.pages(
+            self.chunks[j].seq,
+            layer,
+            self.starts[j].0 + self.ranges[j].len(),
+        )
+    }
+
+    /// The attention of chunk `j`, given the queries of all chunks.
+    fn attend<'b>(
+        &'b self,
+        c: &Config,
+        layout: KvLayout,
+        j: usize,
+        pages: &'b [&'b [u8]],
+        q: &'b [f32],
+        out: &'b mut [f32],
+    ) -> Attend<'b> {
+        let r = &self.ranges[j];
+        Attend {
+            layout,
+            pages,
+            q: &q[r.start * c.q_dim()..r.end * c.q_dim()],
+            heads: c.heads,
+            spans: &self.spans[j],
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            out,
+        }
+    }
+}
+
+/// The two sums that tensor parallelism would reduce over machines: the outputs of attention and
+/// of the MLP.
+fn add_to_residual(k: &Kernels, x: &mut [f32], y: &[f32]) {
+    k.add(x, y);
+}
+
+fn multiply<'a>(
+    k: &Kernels,
+    x: &Activations,
+    products: impl IntoIterator<Item = (&'a Linear, &'a mut [f32])>,
+) -> Result<()> {
+    let product = |(l, out): (&'a Linear, &'a mut [f32])| {
+        Ok(Product {
+            w: l.matrix()?,
+            bias: l.bias.as_deref(),
+            out,
+        })
+    };
+    let mut products = products
+        .into_iter()
+        .map(product)
+        .collect::<Result<Vec<_>>>()?;
+    k.matmul(x, &mut products);
+    Ok(())
+}
+
+/// Everything that could make a batch fail, before anything is changed.
+fn check(w: &Weights, batch: &Batch, cache: &Cache) -> Result<()> {
+    let c = &w.config;
+    let wrong = |what: String| Err(Error::Batch(what));
+    let mut seen = std::collections::HashSet::new();
+    for (i, chunk) in batch.chunks.iter().enumerate() {
+        if !cache.is_open(chunk.seq) || !seen.insert(chunk.seq) {
+            return wrong(format!(
+                "chunk {i}: its sequence is not open, or stands twice in the batch"
+            ));
+        }
+        if chunk.is_empty() {
+            return wrong(format!("chunk {i} has no rows"));
+        }
+        let rows = match &chunk.input {
+            Input::Tokens(ids) => match ids.iter().find(|id| **id as usize >= c.vocab) {
+                Some(id) => {
+                    return wrong(format!(
+                        "token {id} is outside the vocabulary of {}",
+                        c.vocab
+                    ));
+                }
+                None => ids.len(),
+            },
+            Input::Embeddings(x) if x.len().is_multiple_of(c.hidden) => x.len() / c.hidden,
+            Input::Embeddings(x) => {
+                return wrong(format!(
+                    "chunk {i}: {} values are not rows of {}",
+                    x.len(),
+                    c.hidden
+                ));
+            }
+        };
+        if rows != chunk.len() {
+            return wrong(format!(
+                "chunk {i}: {rows} rows with {} positions",
+                chunk.len()
+            ));
+        }
+        if let Some(limit) = c.rope.position_limit()
+            && let Some(p) = chunk.positions.iter().find(|p| **p as usize >= limit)
+        {
+            return Err(Error::NotImplemented(format!(
+                "position {p} under this rope scaling, which holds below {limit}"
+            )));
+        }
+    }
+    Ok(())
+}
