@@ -164,3 +164,155 @@ fn impossible_numbers_are_errors() {
     assert!(Config::from_hf(&json!([])).is_err());
     assert!(Config::from_hf(&json!({})).is_err());
 }
+
+mod gguf {
+    use super::common::{fixture, kernels};
+    use files::gguf::{Gguf, Value};
+    use files::{Blob, Dtype, Tensor, Tensors};
+    use kernels::Compute;
+    use model::{Config, Scaling, Weights};
+
+    fn open() -> Gguf {
+        Gguf::open(fixture("gguf/llama3_1.f32.gguf")).unwrap()
+    }
+
+    fn with(key: &str, value: impl Into<Value>) -> Result<Config, String> {
+        let mut g = open();
+        g.metadata.set(key, value);
+        Config::from_gguf(&g).map_err(|e| e.to_string())
+    }
+
+    /// The file with its tensors changed one by one; `None` drops a tensor.
+    fn load(
+        change: impl Fn(Tensor) -> Option<Tensor>,
+        add: Vec<Tensor>,
+    ) -> Result<Weights, String> {
+        let mut g = open();
+        let kept: Vec<Tensor> = g
+            .tensors
+            .iter()
+            .cloned()
+            .filter_map(change)
+            .chain(add)
+            .collect();
+        g.tensors = Tensors::new(kept).unwrap();
+        Weights::from_gguf(&g, kernels(Compute::F32, 1)).map_err(|e| e.to_string())
+    }
+
+    fn tensor(name: &str, shape: &[usize]) -> Tensor {
+        let data = Blob::from_vec(vec![0; shape.iter().product::<usize>() * 4]);
+        Tensor::new(name, Dtype::F32, shape.to_vec(), data).unwrap()
+    }
+
+    #[test]
+    fn keys_that_would_change_the_result_are_refused_by_name() {
+        for (key, value, named) in [
+            ("general.architecture", Value::from("qwen2"), "qwen2"),
+            ("general.type", Value::from("adapter"), "adapter"),
+            (
+                "llama.expert_count",
+                Value::from(8u32),
+                "llama.expert_count",
+            ),
+            (
+                "llama.attention.sliding_window",
+                Value::from(4096u32),
+                "sliding_window",
+            ),
+            (
+                "llama.something.new",
+                Value::from(1u32),
+                "llama.something.new",
+            ),
+            ("llama.rope.scaling.type", Value::from("swirl"), "swirl"),
+            (
+                "llama.rope.scaling.type",
+                Value::from("yarn"),
+                "rope_freqs.weight",
+            ),
+            (
+                "llama.attention.value_length",
+                Value::from(8u32),
+                "value length 8",
+            ),
+            ("llama.vocab_size", Value::from(7u32), "vocab_size"),
+            (
+                "llama.block_count",
+                Value::from("many"),
+                "llama.block_count",
+            ),
+            ("llama.block_count", Value::from(0u32), "layers"),
+            ("llama.embedding_length", Value::from(u64::MAX), "hidden"),
+        ] {
+            let error = with(key, value).unwrap_err();
+            assert!(error.contains(named), "{key}: {error}");
+        }
+        with("llama.expert_count", 0u32).unwrap();
+    }
+
+    #[test]
+    fn listed_divisors_are_read_from_their_tensor() {
+        let c = Config::from_gguf(&open()).unwrap();
+        let Scaling::Divisors(d) = c.rope.scaling else {
+            panic!("{:?}", c.rope.scaling)
+        };
+        assert_eq!((d.len(), d[0]), (16, 1.0));
+        assert_eq!(d[15], 8.0);
+    }
+
+    #[test]
+    fn tensors_are_checked_against_the_configuration() {
+        let drop =
+            |name: &'static str| load(move |t| (t.name != name).then_some(t), vec![]).unwrap_err();
+        assert!(drop("blk.1.ffn_up.weight").contains("blk.1.ffn_up.weight"));
+        assert!(drop("output_norm.weight").contains("output_norm.weight"));
+        let error = load(Some, vec![tensor("blk.0.attn_q_norm.weight", &[32])]).unwrap_err();
+        assert!(error.contains("attn_q_norm"), "{error}");
+        let error = load(Some, vec![tensor("blk.9.attn_norm.weight", &[128])]).unwrap_err();
+        assert!(error.contains("blk.9"), "{error}");
+        let error = load(
+            |t| {
+                Some(if t.name == "blk.0.attn_q.weight" {
+                    tensor("blk.0.attn_q.weight", &[64, 128])
+                } else {
+                    t
+                })
+            },
+            vec![],
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("[64, 128]") && error.contains("[128, 128]"),
+            "{error}"
+        );
+        let error = load(
+            |t| {
+                let shape = t.shape.clone();
+                let wide = |t: Tensor| {
+                    Tensor::new(
+                        t.name,
+                        Dtype::I8,
+                        shape.clone(),
+                        Blob::from_vec(vec![0; shape.iter().product()]),
+                    )
+                    .unwrap()
+                };
+                Some(if t.name == "blk.0.attn_q.weight" {
+                    wide(t)
+                } else {
+                    t
+                })
+            },
+            vec![],
+        )
+        .unwrap_err();
+        assert!(error.contains("I8"), "{error}");
+    }
+
+    /// Without `output.weight` the head is the embedding table.
+    #[test]
+    fn a_missing_head_is_tied() {
+        let w = load(|t| (t.name != "output.weight").then_some(t), vec![]).unwrap();
+        assert!(w.config.tied);
+    }
+}

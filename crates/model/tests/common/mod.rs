@@ -1,5 +1,5 @@
 //! What the tests of `model` share: fixtures, expectations, a capturing probe, drivers.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
