@@ -70,7 +70,7 @@ impl HfDir {
     /// As for [`HfDir::open`], but for the weights.
     pub fn open_without_weights(dir: impl AsRef<Path>) -> Result<HfDir, Error> {
         let dir = dir.as_ref();
-        let read = |name: &str, limit| json::read(&dir.join(name), limit);
+        let read = |name: &str, limit| object(&dir.join(name), limit);
         let Some(config) = read("config.json", MAX_CONFIG)? else {
             return Err(Error::invalid(dir, no_config(dir)));
         };
@@ -84,6 +84,14 @@ impl HfDir {
             tensors: Tensors::default(),
             path: dir.to_path_buf(),
         })
+    }
+}
+
+/// The JSON object in the file at `path`; `None` if there is no such file.
+fn object(path: &Path, limit: u64) -> Result<Option<Value>, Error> {
+    match json::read(path, limit)? {
+        Some(value) if !value.is_object() => Err(Error::invalid(path, "not a JSON object")),
+        value => Ok(value),
     }
 }
 
@@ -125,11 +133,11 @@ fn chat_template(dir: &Path) -> Result<Option<String>, Error> {
     }
     // What processors of images wrote before the file above came up.
     let path = dir.join("chat_template.json");
-    let Some(json) = json::read(&path, MAX_TOKENIZER_CONFIG)? else {
+    let Some(json) = object(&path, MAX_TOKENIZER_CONFIG)? else {
         return Ok(None);
     };
-    match &json["chat_template"] {
-        Value::String(text) => Ok(Some(text.clone())),
+    match json.get("chat_template") {
+        Some(Value::String(text)) => Ok(Some(text.clone())),
         _ => Err(Error::invalid(
             &path,
             "no text under the key `chat_template`",

@@ -7,7 +7,10 @@ use files::gguf::{Gguf, Metadata, Writer};
 use files::{Blob, Dtype, Tensor, TensorInfo};
 
 fn reference(folder: &str) -> PathBuf {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/reference");
+    let root = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/reference"
+    );
     PathBuf::from(root).join(folder)
 }
 
