@@ -1,1 +1,36 @@
-//! placeholder
+//! Floor 4: sampling, sessions, scoring.
+//!
+//! Knows how tokens follow one another: which part of a prefix is cached, how a row of logits
+//! becomes a token, when an answer ends, how likely a given text is. Must not know HTTP, files of
+//! models, prompts' templates, or what happens inside the forward pass.
+//!
+//! - [`Session`]: takes the full token prefix each time, reuses what its cache holds;
+//!   [`Session::generate`] answers a prompt.
+//! - [`Sampler`] with [`SamplerParams`]: llama.cpp's chain; its steps stand in [`filters`],
+//!   [`dry`] and [`mirostat`], its randomness in [`random`].
+//! - [`score()`], [`perplexity()`], [`KlWriter`], [`KlComparison`]: log-probabilities of given
+//!   tokens and what is made of them.
+
+pub mod dry;
+mod error;
+pub mod filters;
+mod generate;
+mod kl;
+pub mod mirostat;
+mod params;
+mod perplexity;
+pub mod random;
+pub mod sampler;
+mod score;
+mod session;
+mod stop;
+
+pub use error::Error;
+pub use generate::{Event, FinishReason, GenerateParams, Generation, Timings, Usage};
+pub use kl::{KlComparison, KlHeader, KlReader, KlRow, KlStats, KlStorage, KlWriter};
+pub use params::{SamplerParams, eog_from_generation_config};
+pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored_per_chunk};
+pub use sampler::Sampler;
+pub use score::{LogSoftmax, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
+pub use session::{Advance, Flow, Progress, Session};
+pub use stop::StopStrings;

@@ -1,0 +1,204 @@
+//! One sequence of tokens in front of a model.
+//!
+//! The caller hands over the full prefix each time; the session finds out how much of it the
+//! cache already holds, forgets the rest, and runs what is missing. Nobody has to say "this is a
+//! continuation": a conversation that goes on, an edited prompt and a fresh one are the same call.
+//!
+//! Because a token's logits are the same bits whether its prefix came from the cache or not and
+//! however the prompt was cut, reuse and chunking change time only.
+
+use std::sync::Arc;
+
+use kernels::KvType;
+use model::{Batch, Cache, Chunk, Probe, Rows, Seq, Weights};
+
+use crate::error::Error;
+
+/// What a callback wants: go on, or stop at the next safe place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// Stop.
+    Stop,
+}
+
+/// How far the reading of a prompt has come, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// In the cache now.
+    pub done: usize,
+    /// In the prompt.
+    pub total: usize,
+}
+
+/// What [`Session::advance`] found.
+#[derive(Clone, Debug)]
+pub struct Advance {
+    /// `[vocab]`: logits that follow the prefix.
+    pub logits: Vec<f32>,
+    /// Tokens of the prefix that did not have to be run.
+    pub cached: usize,
+}
+
+/// Tokens that run through the model in one pass while a prompt is read.
+const DEFAULT_CHUNK: usize = 512;
+
+/// A model with one sequence in a cache of its own.
+#[derive(Debug)]
+pub struct Session {
+    weights: Arc<Weights>,
+    cache: Cache,
+    seq: Seq,
+    /// The tokens whose keys and values the cache holds, from position 0 on.
+    held: Vec<u32>,
+    context: usize,
+    chunk: usize,
+}
+
+impl Session {
+    /// An empty session for at most `context` tokens. Memory for them is taken as they come.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if `context` is 0, and the model's.
+    pub fn new(weights: Arc<Weights>, kv: KvType, context: usize) -> Result<Session, Error> {
+        if context == 0 {
+            return Err(Error::Parameter {
+                field: "context",
+                value: "0".into(),
+                range: "1 token or more".into(),
+            });
+        }
+        let mut cache = Cache::new(&weights.config, kv, context)?;
+        let seq = cache.open();
+        Ok(Session {
+            weights,
+            cache,
+            seq,
+            held: Vec::new(),
+            context,
+            chunk: DEFAULT_CHUNK,
+        })
+    }
+
+    /// Sets how many tokens run in one pass while a prompt is read (at least 1). More is faster
+    /// up to a point and takes more memory; the results' bits are the same.
+    pub fn set_chunk(&mut self, tokens: usize) {
+        self.chunk = tokens.max(1);
+    }
+
+    /// The model.
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Most tokens that the session holds.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The tokens that the cache holds now.
+    pub fn held(&self) -> &[u32] {
+        &self.held
+    }
+
+    /// Bytes of keys and values allocated now.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.held.truncate(len);
+        self.cache.truncate(self.seq, self.held.len());
+    }
+
+    /// Brings the session to `prefix` and returns the logits that follow it. Runs only what the
+    /// cache does not hold; if it holds everything, the last token runs again.
+    ///
+    /// `on` is called before each pass through the model; if it stops the run, what was run so
+    /// far stays in the cache and is reused by the next call.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::ContextFull`], [`Error::Cancelled`], and the model's.
+    pub fn advance(
+        &mut self,
+        prefix: &[u32],
+        on: &mut dyn FnMut(Progress) -> Flow,
+    ) -> Result<Advance, Error> {
+        self.check_fits(prefix)?;
+        let same = self.held.iter().zip(prefix).take_while(|(a, b)| a == b);
+        let cached = same.count().min(prefix.len() - 1);
+        self.truncate(cached);
+        let total = prefix.len();
+        let mut done = cached;
+        loop {
+            if on(Progress { done, total }) == Flow::Stop {
+                return Err(Error::Cancelled);
+            }
+            let end = done.saturating_add(self.chunk).min(total);
+            let last = end == total;
+            let rows = if last { Rows::Last } else { Rows::None };
+            let logits = self.extend(&prefix[done..end], rows, &mut ())?;
+            if last {
+                return Ok(Advance { logits, cached });
+            }
+            done = end;
+        }
+    }
+
+    /// Refuses tokens that can never run: none, too many, or unknown ones.
+    pub(crate) fn check_fits(&self, ids: &[u32]) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let (needed, context) = (ids.len(), self.context);
+        if needed > context {
+            return Err(Error::ContextFull { needed, context });
+        }
+        let vocab = self.weights.config.vocab;
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            None => Ok(()),
+            Some(&id) => Err(Error::UnknownToken {
+                what: "the prompt",
+                id,
+                vocab,
+            }),
+        }
+    }
+
+    /// Runs the tokens that follow those held; returns the logits of the wanted rows
+    /// `[rows, vocab]`.
+    pub(crate) fn extend<P: Probe>(
+        &mut self,
+        ids: &[u32],
+        rows: Rows,
+        probe: &mut P,
+    ) -> Result<Vec<f32>, Error> {
+        let start = self.held.len();
+        let position = u32::try_from(start).map_err(|_| Error::ContextFull {
+            needed: start,
+            context: u32::MAX as usize,
+        })?;
+        let batch = Batch {
+            chunks: vec![Chunk::tokens(self.seq, position, ids, rows)],
+        };
+        let outputs = model::forward(&self.weights, &batch, &mut self.cache, probe);
+        let mut outputs = outputs.inspect_err(|_| {
+            // Whatever a failed pass left behind is not what `held` says.
+            self.cache.truncate(self.seq, start);
+        })?;
+        self.held.extend_from_slice(ids);
+        let logits = outputs.chunks.pop().map(|c| c.logits).unwrap_or_default();
+        let wanted = match rows {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => ids.len(),
+        };
+        let (got, expected) = (logits.len(), wanted * self.weights.config.vocab);
+        if got != expected {
+            return Err(Error::LogitsShape { got, expected });
+        }
+        Ok(logits)
+    }
+}
