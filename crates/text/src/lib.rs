@@ -1,1 +1,31 @@
-//! placeholder
+//! Text to tokens and back, and chat templates.
+//!
+//! What lives here: the tokenizers of every Llama and its relatives ([`Tokenizer`]), the streaming detokenizer
+//! ([`Decoder`]), and the rendering of conversations by a model's template.
+//!
+//! What this room must not know: models, sampling, HTTP, terminals. It reads vocabularies through `files`.
+//!
+//! Every input is hostile: tokenizer files and templates come from strangers, texts from users. Nothing that a user
+//! types becomes a special token unless the caller asks for it with [`Special::Parse`].
+
+mod bpe;
+mod byte_level;
+mod chars;
+mod decode;
+mod error;
+mod gguf;
+mod guard;
+mod hf_json;
+mod merge;
+mod open;
+pub mod pretokenize;
+mod sentencepiece;
+mod special;
+mod spm;
+mod tiktoken;
+mod tokenizer;
+mod vocab;
+
+pub use decode::Decoder;
+pub use error::Error;
+pub use tokenizer::{MAX_TEXT, Special, Tokenizer};

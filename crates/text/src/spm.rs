@@ -1,0 +1,385 @@
+//! SentencePiece BPE: encoding one stretch of text with a vocabulary of scored pieces.
+//!
+//! Idea: spaces become U+2581, every character is a symbol, and the adjacent pair whose concatenation is the
+//! piece with the highest score is joined, leftmost first, until no concatenation is a piece. What is left
+//! and is no piece falls back to byte tokens. Only membership and score of the *concatenation* count:
+//! there is no merge list, and it is not longest-match.
+//!
+//! Knows pieces and scores; reads no files and finds no special tokens.
+
+use std::collections::HashMap;
+
+use crate::merge::{Ranks, Scratch, Symbol, merge};
+use crate::special::{Fragment, Matcher};
+use crate::vocab::{Kind, NONE, PieceTable, Vocab};
+
+/// The space that SentencePiece writes in its pieces.
+pub(crate) const SPACE: &str = "\u{2581}";
+
+/// How the text is changed before it is cut. SentencePiece's `NormalizerSpec`, as far as BPE files use it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Normalizer {
+    /// Put a space before the text.
+    pub(crate) add_dummy_prefix: bool,
+    /// Drop spaces at both ends and all but one of each run.
+    pub(crate) remove_extra_whitespaces: bool,
+    /// Write spaces as U+2581.
+    pub(crate) escape_whitespaces: bool,
+}
+
+/// The encoder.
+#[derive(Debug)]
+pub(crate) struct Spm {
+    pub(crate) normalizer: Normalizer,
+    /// Text pieces only: what a user types must never become a control token.
+    table: PieceTable,
+    /// `ranks[id]`: lower is joined first; the score's order turned round.
+    ranks: Vec<u32>,
+    /// The token of each byte, or `NONE`.
+    bytes: [u32; 256],
+    /// What stands for text without a token, or `NONE`: then it is dropped.
+    unknown: u32,
+    /// Pieces matched before anything else inside a stretch, as SentencePiece does.
+    user_defined: Matcher,
+    has_bytes: bool,
+    has_unused: bool,
+}
+
+impl Spm {
+    /// `pieces` as the file spells them (U+2581 for a space). `scores[id]` must be a number.
+    /// `Err(id)` names a piece that stands twice or has no usable score.
+    pub(crate) fn new(
+        pieces: &Vocab,
+        scores: &[f32],
+        normalizer: Normalizer,
+        unknown: Option<u32>,
+        match_user_defined: bool,
+    ) -> Result<Spm, u32> {
+        let table = PieceTable::build(pieces, |_, kind| {
+            matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused)
+        })?;
+        let mut ranks = Vec::with_capacity(pieces.len());
+        for id in 0..pieces.len() {
+            let score = scores
+                .get(id)
+                .copied()
+                .filter(|s| !s.is_nan())
+                .ok_or(id as u32)?;
+            ranks.push(descending(score));
+        }
+        let mut bytes = [NONE; 256];
+        for (id, piece) in pieces.of_kind(|k| k == Kind::Byte) {
+            if let Some(byte) = byte_of(piece) {
+                bytes[usize::from(byte)] = id;
+            }
+        }
+        let wanted = |k| match_user_defined && k == Kind::UserDefined;
+        let user_defined = Matcher::new(pieces.of_kind(wanted)).ok_or(NONE)?;
+        let has_unused = pieces.of_kind(|k| k == Kind::Unused).next().is_some();
+        let has_bytes = bytes.iter().any(|&id| id != NONE);
+        Ok(Spm {
+            normalizer,
+            table,
+            ranks,
+            bytes,
+            unknown: unknown.unwrap_or(NONE),
+            user_defined,
+            has_bytes,
+            has_unused,
+        })
+    }
+
+    /// Follows a change of the vocabulary's kinds, or tokens added behind it: these are never made by merging.
+    pub(crate) fn refresh(&mut self, pieces: &Vocab, match_user_defined: bool) -> Result<(), u32> {
+        let known = self.ranks.len() as u32;
+        let text = |id, kind| {
+            id < known && matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused)
+        };
+        self.table = PieceTable::build(pieces, text)?;
+        let wanted = |k| match_user_defined && k == Kind::UserDefined;
+        self.user_defined = Matcher::new(pieces.of_kind(wanted)).ok_or(NONE)?;
+        Ok(())
+    }
+
+    /// The token of a piece as the file spells it.
+    pub(crate) fn id_of(&self, pieces: &Vocab, piece: &[u8]) -> Option<u32> {
+        self.table.get(pieces, piece)
+    }
+
+    /// Appends the tokens of `text`. `prefix`: the text begins a stretch, so the dummy prefix belongs before it.
+    pub(crate) fn encode(
+        &self,
+        pieces: &Vocab,
+        text: &str,
+        prefix: bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        let normal = self.normalize(text, prefix);
+        let mut symbols = Vec::with_capacity(normal.len());
+        let mut at = 0;
+        self.user_defined.split(&normal, |fragment| match fragment {
+            Fragment::Text(stretch) => {
+                // A user-defined piece is never joined with its neighbours, so each stretch merges alone.
+                symbols.clear();
+                symbols.extend(stretch.char_indices().map(|(i, c)| {
+                    let range = at + i..at + i + c.len_utf8();
+                    Symbol {
+                        start: range.start as u32,
+                        end: range.end as u32,
+                        id: self
+                            .table
+                            .get(pieces, &normal.as_bytes()[range])
+                            .unwrap_or(NONE),
+                    }
+                }));
+                self.encode_symbols(pieces, normal.as_bytes(), &mut symbols, scratch, out);
+                at += stretch.len();
+            }
+            Fragment::Token(id) => {
+                out.push(id);
+                at += pieces.get(id).map_or(0, <[u8]>::len);
+            }
+        });
+    }
+
+    fn encode_symbols(
+        &self,
+        pieces: &Vocab,
+        text: &[u8],
+        symbols: &mut Vec<Symbol>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        let mut ranks = Concatenations {
+            spm: self,
+            pieces,
+            text,
+            unused: HashMap::new(),
+        };
+        merge(symbols, &mut ranks, scratch);
+        let unused = ranks.unused;
+        for symbol in symbols.iter() {
+            if symbol.id != NONE && unused.is_empty() {
+                out.push(symbol.id);
+            } else {
+                self.emit(
+                    pieces,
+                    &text[symbol.start as usize..symbol.end as usize],
+                    &unused,
+                    out,
+                );
+            }
+        }
+    }
+
+    /// A joined piece that is marked unused is taken apart again, the way it was put together.
+    fn emit<'t>(
+        &self,
+        pieces: &Vocab,
+        first: &'t [u8],
+        unused: &HashMap<&'t [u8], usize>,
+        out: &mut Vec<u32>,
+    ) {
+        let mut left = vec![first];
+        while let Some(piece) = left.pop() {
+            match (self.table.get(pieces, piece), unused.get(piece)) {
+                (Some(_), Some(&middle)) => left.extend([&piece[middle..], &piece[..middle]]),
+                (Some(id), None) => out.push(id),
+                (None, _) => self.emit_bytes(piece, out),
+            }
+        }
+    }
+
+    fn emit_bytes(&self, piece: &[u8], out: &mut Vec<u32>) {
+        if self.has_bytes {
+            out.extend(
+                piece
+                    .iter()
+                    .map(|&b| self.bytes[usize::from(b)])
+                    .filter(|&id| id != NONE),
+            );
+        } else if self.unknown != NONE && out.last() != Some(&self.unknown) {
+            // Without byte tokens a whole run of unknown characters is one unknown token.
+            out.push(self.unknown);
+        }
+    }
+
+    fn normalize(&self, text: &str, prefix: bool) -> String {
+        let space = if self.normalizer.escape_whitespaces {
+            SPACE
+        } else {
+            " "
+        };
+        let mut normal = String::with_capacity(text.len() + text.len() / 3 + 3);
+        let text = if self.normalizer.remove_extra_whitespaces {
+            text.trim_matches(' ')
+        } else {
+            text
+        };
+        if text.is_empty() {
+            return normal;
+        }
+        if prefix && self.normalizer.add_dummy_prefix {
+            normal.push_str(space);
+        }
+        let mut after_space = false;
+        for (i, word) in text.split(' ').enumerate() {
+            if i > 0 && !(self.normalizer.remove_extra_whitespaces && after_space) {
+                normal.push_str(space);
+            }
+            after_space = word.is_empty();
+            normal.push_str(word);
+        }
+        normal
+    }
+}
+
+/// Ranks a pair by the score of its concatenation, which is the slice of the text that spans both.
+struct Concatenations<'s, 't> {
+    spm: &'s Spm,
+    pieces: &'s Vocab,
+    text: &'t [u8],
+    /// For pieces marked unused: where the pair that last made them was joined.
+    unused: HashMap<&'t [u8], usize>,
+}
+
+impl Ranks for Concatenations<'_, '_> {
+    #[inline]
+    fn rank(&mut self, left: Symbol, right: Symbol) -> Option<(u32, u32)> {
+        let joined = &self.text[left.start as usize..right.end as usize];
+        let id = self.spm.table.get(self.pieces, joined)?;
+        if self.spm.has_unused && self.pieces.kind(id) == Some(Kind::Unused) {
+            self.unused.insert(joined, (left.end - left.start) as usize);
+        }
+        Some((self.spm.ranks[id as usize], id))
+    }
+}
+
+/// Turns a score into a number that sorts the other way round: the highest score first.
+fn descending(score: f32) -> u32 {
+    // -0 and 0 are equal scores.
+    let bits = (score + 0.0).to_bits();
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
+    !ascending
+}
+
+/// The byte of a piece spelled `<0xXX>`.
+pub(crate) fn byte_of(piece: &[u8]) -> Option<u8> {
+    let hex = piece.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    let hex = std::str::from_utf8(hex)
+        .ok()
+        .filter(|h| h.len() == 2 && h.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    u8::from_str_radix(hex, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spm(pieces: &[(&str, f32, Kind)], normalizer: Normalizer) -> (Vocab, Spm) {
+        let mut vocab = Vocab::default();
+        for (piece, _, kind) in pieces {
+            vocab.push(piece.as_bytes(), *kind);
+        }
+        let scores: Vec<f32> = pieces.iter().map(|p| p.1).collect();
+        let spm = Spm::new(&vocab, &scores, normalizer, Some(0), true).unwrap();
+        (vocab, spm)
+    }
+
+    fn encode((vocab, spm): &(Vocab, Spm), text: &str) -> Vec<u32> {
+        let mut out = Vec::new();
+        spm.encode(vocab, text, true, &mut Scratch::default(), &mut out);
+        out
+    }
+
+    const PLAIN: Normalizer = Normalizer {
+        add_dummy_prefix: false,
+        remove_extra_whitespaces: false,
+        escape_whitespaces: true,
+    };
+    use Kind::{Normal, Unknown, Unused, UserDefined};
+
+    #[test]
+    fn highest_score_first_leftmost_among_equals() {
+        let v = spm(
+            &[
+                ("<unk>", 0., Unknown),
+                ("a", 0., Normal),
+                ("b", 0., Normal),
+                ("ab", -2., Normal),
+                ("ba", -1., Normal),
+                ("aa", -3., Normal),
+            ],
+            PLAIN,
+        );
+        assert_eq!(encode(&v, "aba"), [1, 4]);
+        assert_eq!(encode(&v, "aaa"), [5, 1]);
+        assert_eq!(encode(&v, "xxaxx"), [0, 1, 0]);
+    }
+
+    #[test]
+    fn scores_keep_their_order() {
+        let scores = [
+            f32::INFINITY,
+            1.0,
+            1e-40,
+            0.0,
+            -1e-40,
+            -1.0,
+            f32::NEG_INFINITY,
+        ];
+        assert!(
+            scores
+                .windows(2)
+                .all(|w| descending(w[0]) < descending(w[1]))
+        );
+        assert_eq!(descending(0.0), descending(-0.0));
+        assert_ne!(descending(f32::NEG_INFINITY), u32::MAX);
+    }
+
+    #[test]
+    fn user_defined_pieces_stand_alone_and_unused_ones_are_taken_apart() {
+        let v = spm(
+            &[
+                ("<unk>", 0., Unknown),
+                ("a", 0., Normal),
+                ("b", 0., Normal),
+                ("ab", -1., Unused),
+                ("[x]", 0., UserDefined),
+                ("aba", -2., Normal),
+            ],
+            PLAIN,
+        );
+        assert_eq!(encode(&v, "ab"), [1, 2]);
+        assert_eq!(encode(&v, "aba"), [5]);
+        assert_eq!(encode(&v, "a[x]b"), [1, 4, 2]);
+    }
+
+    #[test]
+    fn extra_spaces_go_when_asked() {
+        let strip = Normalizer {
+            add_dummy_prefix: true,
+            remove_extra_whitespaces: true,
+            escape_whitespaces: true,
+        };
+        let v = spm(
+            &[("<unk>", 0., Unknown), ("a", 0., Normal), ("▁", 0., Normal)],
+            strip,
+        );
+        assert_eq!(encode(&v, "  a   a "), [2, 1, 2, 1]);
+        assert_eq!(encode(&v, "   "), [0u32; 0]);
+        assert_eq!(encode(&v, ""), [0u32; 0]);
+    }
+
+    #[test]
+    fn byte_spelling() {
+        assert_eq!(byte_of(b"<0x0A>"), Some(10));
+        assert_eq!(byte_of(b"<0x+A>"), None);
+        assert_eq!(byte_of(b"<0xA>"), None);
+    }
+}
