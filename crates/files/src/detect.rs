@@ -148,7 +148,7 @@ fn is_safetensors(head: &[u8], len: u64) -> bool {
     let Some((n, rest)) = head.split_first_chunk() else {
         return false;
     };
-    rest.first() == Some(&b'{') && u64::from_le_bytes(*n) <= len - 8
+    rest.first() == Some(&b'{') && u64::from_le_bytes(*n) <= len.saturating_sub(8)
 }
 
 /// Version 1 and up have a magic. Version 0 begins with its seven numbers, so a file is one if
