@@ -391,7 +391,7 @@ impl<'s> Run<'s> {
     /// Emits what the decoder and the stop strings held back. The last bytes may yet complete a
     /// stop string.
     fn release_held_text(&mut self, end: &mut End, on: &mut dyn FnMut(Event) -> Flow) {
-        let (mut text, stopped) = self.stops.push(&self.decoder.finish());
+        let (mut text, stopped) = self.stops.push(&self.decoder.clone().finish());
         if stopped {
             *end = End::because(FinishReason::Stop);
         } else {

@@ -98,9 +98,11 @@ impl KlHeader {
                 range: format!("from 3, from 1, and all at most {}", u32::MAX),
             });
         }
-        let ids = &ids[..ids.len() / ctx * ctx];
+        let tokens = ids;
+        let ids = &tokens[..tokens.len() / ctx * ctx];
         if ids.is_empty() {
-            return Err(Error::TooShort { tokens: 0, ctx });
+            let tokens = tokens.len();
+            return Err(Error::TooShort { tokens, ctx });
         }
         Ok(KlHeader {
             storage,

@@ -167,7 +167,9 @@ mod tests {
     #[test]
     fn mean_and_standard_error() {
         let mut sums = Sums::default();
-        [1.0, 2.0, 3.0, 4.0].map(|nll| sums.add(nll));
+        for nll in [1.0, 2.0, 3.0, 4.0] {
+            sums.add(nll);
+        }
         let result = sums.result();
         assert!((result.nll - 2.5).abs() < 1e-12);
         assert!((result.perplexity - 2.5f64.exp()).abs() < 1e-9);
