@@ -279,13 +279,15 @@ mod tests {
     #[test]
     fn lowest_rank_first() {
         let tokens = ["a", "b", "c", "bc", "ab", "abc"];
-        assert_eq!(encode(&bpe(&tokens, &[], false), "abcab"), [0, 3, 4]);
+        assert_eq!(encode(&bpe(&tokens, &[], false), "abcab"), [5, 4]);
+        let (ab, bc, abc) = ((0, 1, 4), (1, 2, 3), (4, 2, 5));
         assert_eq!(
-            encode(
-                &bpe(&tokens, &[(0, 1, 4), (1, 2, 3), (4, 2, 5)], false),
-                "abcab"
-            ),
+            encode(&bpe(&tokens, &[ab, bc, abc], false), "abcab"),
             [5, 4]
+        );
+        assert_eq!(
+            encode(&bpe(&tokens, &[bc, ab, abc], false), "abcab"),
+            [0, 3, 4]
         );
     }
 
