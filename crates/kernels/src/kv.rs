@@ -13,6 +13,7 @@
 
 use crate::Error;
 use crate::level::by_name;
+use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
@@ -161,5 +162,107 @@ impl KvLayout {
         let row = self.padded().saturating_mul(self.ty.bytes());
         row.saturating_mul(self.page)
             .saturating_add(self.value_scale_bytes())
+    }
+}
+
+/// Writes one token's keys and values, each `[kv_heads * head_dim]`, into `slot` of a page; floats
+/// are rounded to nearest, ties to even. Panics if a length does not fit.
+pub(crate) fn store(layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], v: &[f32]) {
+    let KvLayout {
+        kv_heads, head_dim, ..
+    } = *layout;
+    let values = kv_heads.saturating_mul(head_dim);
+    assert!(
+        head_dim > 0 && k.len() == values && v.len() == values,
+        "keys and values of {layout:?}"
+    );
+    assert!(
+        slot < layout.page,
+        "slot {slot} of a page of {}",
+        layout.page
+    );
+    assert_eq!(
+        page.len(),
+        layout.page_bytes(),
+        "bytes of a page of {layout:?}"
+    );
+    let (key_pages, value_pages) = page.split_at_mut(kv_heads * layout.key_head_bytes());
+    for (page, k) in key_pages
+        .chunks_exact_mut(layout.key_head_bytes())
+        .zip(k.chunks_exact(head_dim))
+    {
+        let group = &mut page[slot / GROUP * layout.group_bytes()..][..layout.group_bytes()];
+        let (scales, elements) = group.split_at_mut(layout.group_scale_bytes());
+        // Element d of this key lies 16 elements after element d - 1.
+        let lane = slot % GROUP;
+        let scale_at = |block: usize| block * GROUP + lane;
+        write(layout.ty, k, scales, scale_at, elements, |d| {
+            d * GROUP + lane
+        });
+    }
+    for (page, v) in value_pages
+        .chunks_exact_mut(layout.value_head_bytes())
+        .zip(v.chunks_exact(head_dim))
+    {
+        let (scales, elements) = page.split_at_mut(layout.value_scale_bytes());
+        let first = slot * layout.padded();
+        let scale_at = |block: usize| slot * layout.blocks() + block;
+        write(layout.ty, v, scales, scale_at, elements, |d| first + d);
+    }
+}
+
+/// Stores one head's `x` with value i as element `at(i)` and, for Q8_0, the scale of block b as
+/// half `scale_at(b)`.
+#[inline(always)]
+fn write(
+    ty: KvType,
+    x: &[f32],
+    scales: &mut [u8],
+    scale_at: impl Fn(usize) -> usize,
+    elements: &mut [u8],
+    at: impl Fn(usize) -> usize,
+) {
+    match ty {
+        KvType::F32 => spread(x, elements.as_chunks_mut().0, at, f32::to_le_bytes),
+        KvType::F16 => spread(x, elements.as_chunks_mut().0, at, |x| {
+            f16::from_f32(x).to_le_bytes()
+        }),
+        KvType::Bf16 => spread(x, elements.as_chunks_mut().0, at, |x| {
+            bf16::from_f32(x).to_le_bytes()
+        }),
+        KvType::Q8_0 => {
+            for (b, block) in x.chunks(Q8_BLOCK).enumerate() {
+                let largest = block
+                    .iter()
+                    .fold(0.0, |m: f32, x| if x.abs() > m { x.abs() } else { m });
+                // A NaN is passed over by the comparison; it must not be lost.
+                let poison = block.iter().any(|x| x.is_nan());
+                let scale = if poison {
+                    f16::NAN
+                } else {
+                    f16::from_f32(largest / 127.0)
+                };
+                scales.as_chunks_mut().0[scale_at(b)] = scale.to_le_bytes();
+                let d = scale.to_f32();
+                let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+                let at = |i| at(b * Q8_BLOCK + i);
+                // The cast saturates: a scale rounded down may give 127.06.
+                spread(block, elements.as_chunks_mut().0, at, |x| {
+                    ((x * inverse).round_ties_even() as i8).to_le_bytes()
+                });
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn spread<const N: usize>(
+    x: &[f32],
+    to: &mut [[u8; N]],
+    at: impl Fn(usize) -> usize,
+    bytes: impl Fn(f32) -> [u8; N],
+) {
+    for (i, x) in x.iter().enumerate() {
+        to[at(i)] = bytes(*x);
     }
 }

@@ -2,15 +2,42 @@
 //!
 //! Knows rows of numbers, how they are stored and how they are multiplied. Knows no model, no
 //! tensor name, no file format and no tokens.
+//!
+//! From the ground up: `types` and `blocks` (storage types, the plain reference of each), `simd`
+//! (vectors of 16 lanes per processor level, and at its top the table of functions), `unpack`,
+//! `matmul`, `ops`, `exp`, `attention` and `kv` (the algorithms, each written once), `pool` and
+//! `buffer` (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
 
+#![expect(
+    unsafe_code,
+    reason = "vector instructions, and one output written by several threads"
+)]
+
+mod attention;
+mod blocks;
+mod buffer;
 mod error;
+mod exp;
 mod kv;
 mod level;
+pub mod limits;
+mod matmul;
+mod ops;
+mod pool;
 mod roof;
+mod rope;
+mod simd;
+mod synth;
 mod types;
+mod unpack;
 
+pub use attention::Attend;
+pub use blocks::dequantize;
 pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
-pub use roof::*;
+pub use matmul::Activations;
+pub use roof::{Activation, Kernels, Product};
+pub use rope::{Rope, RopeLayout};
+pub use synth::synthesize;
 pub use types::{Matrix, Type};

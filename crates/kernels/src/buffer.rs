@@ -1,0 +1,162 @@
+//! Memory for vector kernels: buffers on cache-line borders, scratch that each thread keeps, and
+//! the shared output of a parallel region.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// A cache line, the widest vector.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "only ever read through slices of numbers")] [u8; 64]);
+
+/// Plain numbers: every bit pattern is a value, and no padding.
+///
+/// # Safety
+/// Implemented only for types for which that is so, of alignment at most 64 and a size dividing 64.
+unsafe trait Plain: Copy {}
+// SAFETY: every pattern of 32 bits is an f32.
+unsafe impl Plain for f32 {}
+// SAFETY: every pattern of 16 bits is an i16.
+unsafe impl Plain for i16 {}
+
+/// A growable array that starts on a cache line. Its content is zero or what was last written.
+pub(crate) struct Buffer<T> {
+    lines: Vec<Line>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+#[expect(private_bounds, reason = "the list of plain types is closed")]
+impl<T: Plain> Buffer<T> {
+    /// An empty buffer.
+    pub(crate) const fn empty() -> Buffer<T> {
+        Buffer {
+            lines: Vec::new(),
+            len: 0,
+            of: PhantomData,
+        }
+    }
+
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Buffer<T> {
+        let mut buffer = Buffer::empty();
+        buffer.ensure(len);
+        buffer
+    }
+
+    /// At least `len` elements, of which the first `len` are returned.
+    pub(crate) fn ensure(&mut self, len: usize) -> &mut [T] {
+        if len > self.len {
+            let lines = len.div_ceil(64 / size_of::<T>());
+            self.lines.resize(lines, Line([0; 64]));
+            self.len = len;
+        }
+        &mut self.as_mut()[..len]
+    }
+
+    /// All elements.
+    pub(crate) fn as_ref(&self) -> &[T] {
+        // SAFETY: `lines` holds at least `len` elements' bytes, all initialised, of a `Plain` type
+        // whose alignment a `Line` satisfies; the borrow is that of `self`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    /// All elements, to write.
+    pub(crate) fn as_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_ref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<T> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({})", self.len)
+    }
+}
+
+/// What a thread keeps from one task to the next.
+pub(crate) struct Scratch {
+    /// Unpacked integers of weight rows.
+    pub(crate) ints: Buffer<i16>,
+    /// Unpacked floats of weight rows, or scores.
+    pub(crate) floats: Buffer<f32>,
+    /// Scales and offsets of weight rows, or sums over values.
+    pub(crate) scales: Buffer<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with this thread's scratch.
+pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    // Taken out, so that a use inside a use gets its own, and a panic merely loses it.
+    let mut scratch = SCRATCH.take().unwrap_or_else(|| {
+        Box::new(Scratch {
+            ints: Buffer::empty(),
+            floats: Buffer::empty(),
+            scales: Buffer::empty(),
+        })
+    });
+    let result = f(&mut scratch);
+    SCRATCH.set(Some(scratch));
+    result
+}
+
+/// An output that the tasks of a region write in disjoint parts.
+pub(crate) struct Shared<'a, T = f32> {
+    at: *mut T,
+    len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for Shared<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<'_, T> {}
+
+// SAFETY: access goes through the unsafe methods below, whose callers keep the parts disjoint; the
+// elements themselves may be written from any thread.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// Borrows `out` until the region ends.
+    pub(crate) fn new(out: &'a mut [T]) -> Shared<'a, T> {
+        Shared {
+            at: out.as_mut_ptr(),
+            len: out.len(),
+            of: PhantomData,
+        }
+    }
+
+    /// Writes one element. Panics if out of range.
+    ///
+    /// # Safety
+    /// No other thread accesses this element during the region.
+    #[inline(always)]
+    pub(crate) unsafe fn set(&self, i: usize, value: T) {
+        assert!(i < self.len, "element {i} of {}", self.len);
+        // SAFETY: in range of the exclusively borrowed slice; not accessed elsewhere (caller).
+        unsafe { self.at.add(i).write(value) }
+    }
+
+    /// A part of the output. Panics if out of range.
+    ///
+    /// # Safety
+    /// No other access to this part, from this thread or another, while the slice lives.
+    #[inline(always)]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "{start}+{len} of {}",
+            self.len
+        );
+        // SAFETY: in range of the slice borrowed exclusively for `'a`; not accessed elsewhere
+        // (caller).
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(start), len) }
+    }
+}

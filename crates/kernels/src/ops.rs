@@ -1,0 +1,123 @@
+//! Row operations: norm, addition, rotation, and the rounding of activations to 16 bits.
+
+use crate::RopeLayout;
+use crate::exp::{load_part, store_part};
+use crate::simd::{LANES, Simd};
+
+/// out = gain · x / sqrt(mean(x²) + eps), one row. All of one length.
+#[inline(always)]
+pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == gain.len() && x.len() == out.len());
+    let (xs, x_rest) = x.as_chunks::<LANES>();
+    let last = load_part(s, x_rest, 0.0);
+    let mut sum = s.mul(last, last);
+    for chunk in xs {
+        let v = s.load(chunk);
+        sum = s.fma(v, v, sum);
+    }
+    let mean = s.sum(sum) / x.len() as f32;
+    let scale = s.splat(1.0 / (mean + eps).sqrt());
+    let (gains, gain_rest) = gain.as_chunks::<LANES>();
+    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
+    for ((x, gain), out) in xs.iter().zip(gains).zip(outs) {
+        s.store(s.mul(s.load(gain), s.mul(s.load(x), scale)), out);
+    }
+    if !out_rest.is_empty() {
+        let v = s.mul(load_part(s, gain_rest, 0.0), s.mul(last, scale));
+        store_part(s, v, out_rest);
+    }
+}
+
+/// x += y, of one length.
+#[inline(always)]
+pub(crate) fn add<S: Simd>(_: S, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// Turns the pairs of each head of one token: `x [heads, head_dim]`, `cos` and `sin` of one length,
+/// at most `head_dim / 2`. Neither product is fused, so that all levels agree.
+#[inline(always)]
+pub(crate) fn rotate<S: Simd>(
+    _: S,
+    x: &mut [f32],
+    head_dim: usize,
+    layout: RopeLayout,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    let half = cos.len();
+    assert!(half == sin.len() && head_dim > 0 && half <= head_dim / 2);
+    for head in x.chunks_exact_mut(head_dim) {
+        match layout {
+            RopeLayout::HalfSplit => {
+                let (first, second) = head[..2 * half].split_at_mut(half);
+                let turns = cos.iter().zip(sin);
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+            RopeLayout::Interleaved => {
+                let pairs = head.as_chunks_mut::<2>().0.iter_mut();
+                for ([a, b], (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+}
+
+/// Largest magnitude of a rounded activation.
+pub(crate) const Q_MAX: f32 = 32767.0;
+/// Blocks whose largest magnitude is below count as zero: their scale could not be inverted.
+const TINY: f32 = 1e-30;
+
+/// One row of activations rounded to 16 bits, a block of 32 at a time: `x ≈ d q`,
+/// `sum16` and `sum32` the sums of `d q` over 16 and 32 values. A NaN or an infinity makes `d` NaN
+/// or infinite, and with it every product.
+pub(crate) struct Rounded<'a> {
+    pub(crate) q: &'a mut [i16],
+    pub(crate) d: &'a mut [f32],
+    pub(crate) sum16: &'a mut [f32],
+    pub(crate) sum32: &'a mut [f32],
+}
+
+/// Rounds one row; `x` holds whole blocks and the parts of `to` are at least as long as needed.
+#[inline(always)]
+pub(crate) fn round_row<S: Simd>(_: S, x: &[f32], to: &mut Rounded<'_>) {
+    let blocks = x
+        .as_chunks::<32>()
+        .0
+        .iter()
+        .zip(to.q.as_chunks_mut::<32>().0);
+    let sums = to
+        .sum16
+        .as_chunks_mut::<2>()
+        .0
+        .iter_mut()
+        .zip(&mut *to.sum32);
+    for (((x, q), d), (sum16, sum32)) in blocks.zip(&mut *to.d).zip(sums) {
+        // As integers, magnitudes order like floats, with infinity and then NaN on top.
+        let largest = x.iter().fold(0, |m, x| (x.to_bits() & 0x7fff_ffff).max(m));
+        let largest = f32::from_bits(largest);
+        let tiny = largest < TINY;
+        *d = if tiny { 0.0 } else { largest / Q_MAX };
+        let inverse = if tiny { 0.0 } else { Q_MAX / largest };
+        for (x, q) in x.iter().zip(q.iter_mut()) {
+            *q = nearest(x * inverse);
+        }
+        let sum = |q: &[i16]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+        let (low, high) = (sum(&q[..16]), sum(&q[16..]));
+        *sum16 = [*d * low as f32, *d * high as f32];
+        *sum32 = *d * (low + high) as f32;
+    }
+}
+
+/// The nearest integer, ties to even, of a value within ±32767.5; anything for others.
+#[inline(always)]
+fn nearest(x: f32) -> i16 {
+    // 1.5 · 2^23 leaves the integer in the low bits of the sum; its low 16 are the result's.
+    (x + 12_582_912.0).to_bits() as i16
+}
