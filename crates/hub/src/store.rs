@@ -289,14 +289,18 @@ impl Store {
         for file in &manifest.files {
             let link = dir.join(&file.path);
             let blob = self.blob_path(&file.sha256);
-            if fs::metadata(&link).is_ok_and(|meta| meta.len() == file.bytes) {
+            if is_same_file(&link, &blob) {
                 continue;
             }
             if let Some(parent) = link.parent() {
                 make_dir(parent)?;
             }
-            let _ = fs::remove_file(&link);
-            link_file(&blob, &link).map_err(Error::io("link", &link))?;
+            // Beside it and then over it: a reader sees the old file or the new one.
+            let new = self.tmp_path(&format!("{}.link", unique()))?;
+            link_file(&blob, &new).map_err(Error::io("link", &blob))?;
+            fs::rename(&new, &link).map_err(Error::io("link", &link))?;
+            // A rename onto a link of the same file does nothing and leaves both.
+            let _ = fs::remove_file(&new);
         }
         Ok(match manifest.files.as_slice() {
             // The first shard of a split file stands for all of them.
@@ -430,4 +434,21 @@ fn link_file(blob: &Path, link: &Path) -> std::io::Result<()> {
         #[cfg(not(unix))]
         Err(_) => fs::copy(blob, link).map(|_| ()),
     }
+}
+
+/// Whether two paths lead to one file. (A blob that was fetched anew is another file than the
+/// damaged one that a view still links to.)
+#[cfg(unix)]
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+        _ => false,
+    }
+}
+
+/// Where files have no numbers, the length has to do.
+#[cfg(not(unix))]
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    matches!((fs::metadata(a), fs::metadata(b)), (Ok(a), Ok(b)) if a.len() == b.len())
 }
