@@ -96,7 +96,7 @@ fn reference_files_are_read_and_written_back_byte_by_byte() {
     for path in reference_ggufs() {
         let gguf = Gguf::open(&path).expect("open");
         assert_eq!(gguf.version, 3, "{}", path.display());
-        assert_eq!(gguf.files, [path.clone()]);
+        assert_eq!(gguf.files, std::slice::from_ref(&path));
         let tensors: Vec<_> = gguf.tensors.iter().cloned().collect();
         let written = bytes(&gguf.metadata, &tensors);
         let source = fs::read(&path).expect("read");
