@@ -1,0 +1,293 @@
+//! `puna show`: everything about a model that can be known without running it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use files::{Kind, Tensors, gguf::Gguf, hf::HfDir};
+use hub::Resolved;
+use kernels::{Compute, Kernels, KvType, Level};
+use model::{Cache, Config, PAGE, Scaling, Weights};
+use serde::Serialize;
+
+use crate::args::ShowArgs;
+use crate::machine::{available_memory, size};
+use crate::{load, out};
+
+/// Tensors that are tables for the rotary embedding, not weights.
+const TABLES: [&str; 2] = ["rope_freqs.weight", "rotary_emb.inv_freq"];
+
+#[derive(Serialize)]
+struct Report {
+    name: String,
+    path: PathBuf,
+    source: String,
+    sha256: Option<String>,
+    licence: Option<String>,
+    bytes: u64,
+    format: String,
+    architecture: String,
+    parameters: u64,
+    tensors: usize,
+    /// Storage types of the matrices, the one with most bytes first.
+    types: Vec<Bytes>,
+    context: usize,
+    vocab: usize,
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    ffn: usize,
+    tied: bool,
+    rope: Rope,
+    /// Tokens of the vocabulary; `None` if the model brings no tokenizer that Puna reads.
+    tokenizer: Option<Vocabulary>,
+    /// The chat template's text.
+    template: Option<String>,
+    memory: Plan,
+}
+
+#[derive(Serialize)]
+struct Bytes {
+    #[serde(rename = "type")]
+    ty: &'static str,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Rope {
+    theta: f64,
+    scaling: &'static str,
+}
+
+#[derive(Serialize)]
+struct Vocabulary {
+    tokens: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+    end_of_generation: Vec<u32>,
+}
+
+/// What running it takes, with a cache of the default type.
+#[derive(Serialize)]
+struct Plan {
+    /// Mapped, not copied.
+    weights_bytes: u64,
+    cache_type: &'static str,
+    cache_bytes_per_token: u64,
+    cache_bytes_full_context: u64,
+    available_bytes: Option<u64>,
+    /// The largest context that fits now; `None` if not even the weights do.
+    context_that_fits: Option<usize>,
+}
+
+pub fn show(args: &ShowArgs) -> Result<()> {
+    let hub = load::hub(args.net)?;
+    let found = load::resolve(&hub, &args.model)?;
+    let report = look(found)?;
+    out::print(args.format.format, &report, || describe(&report))
+}
+
+fn look(found: Resolved) -> Result<Report> {
+    // Nothing is computed: one thread at any level will do.
+    let kernels = Arc::new(Kernels::new(Level::Scalar, Compute::Fast, 1)?);
+    let (format, weights, tensors) = open(&found.path, kernels)?;
+    let c = &weights.config;
+    Ok(Report {
+        format,
+        architecture: c.arch.clone(),
+        parameters: parameters(&tensors),
+        tensors: tensors.len(),
+        types: weights
+            .types()
+            .into_iter()
+            .map(|(ty, bytes)| Bytes {
+                ty: ty.name(),
+                bytes,
+            })
+            .collect(),
+        context: c.context,
+        vocab: c.vocab,
+        hidden: c.hidden,
+        layers: c.layers,
+        heads: c.heads,
+        kv_heads: c.kv_heads,
+        head_dim: c.head_dim,
+        ffn: c.ffn,
+        tied: c.tied,
+        rope: Rope {
+            theta: c.rope.theta,
+            scaling: scaling(&c.rope.scaling),
+        },
+        tokenizer: vocabulary(&found.path),
+        template: text::find_template(&found.path).ok(),
+        memory: plan(c, weights.bytes())?,
+        name: found.name,
+        path: found.path,
+        source: found.source,
+        sha256: found.sha256,
+        licence: found.licence,
+        bytes: found.bytes,
+    })
+}
+
+fn open(path: &Path, kernels: Arc<Kernels>) -> Result<(String, Weights, Tensors)> {
+    Ok(match files::detect(path)? {
+        Kind::Gguf => {
+            let gguf = Gguf::open(path)?;
+            let weights = Weights::from_gguf(&gguf, kernels)?;
+            (
+                format!("GGUF version {}", gguf.version),
+                weights,
+                gguf.tensors,
+            )
+        }
+        Kind::HfDir => {
+            let dir = HfDir::open(path)?;
+            (
+                "Hugging Face directory".into(),
+                Weights::from_hf(&dir, kernels)?,
+                dir.tensors,
+            )
+        }
+        // Refused, in the words of the room that refuses it.
+        kind => (
+            kind.to_string(),
+            model::open(path, kernels)?,
+            Tensors::default(),
+        ),
+    })
+}
+
+fn parameters(tensors: &Tensors) -> u64 {
+    let weights = tensors
+        .iter()
+        .filter(|t| !TABLES.iter().any(|table| t.name.ends_with(table)));
+    weights
+        .map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>())
+        .sum()
+}
+
+fn scaling(scaling: &Scaling) -> &'static str {
+    match scaling {
+        Scaling::None => "none",
+        Scaling::Linear { .. } => "linear",
+        Scaling::Dynamic { .. } => "dynamic",
+        Scaling::Llama3 { .. } => "llama3",
+        Scaling::Yarn(_) => "yarn",
+        Scaling::LongRope { .. } => "longrope",
+        Scaling::Divisors(_) => "divisors in the file",
+    }
+}
+
+fn vocabulary(path: &Path) -> Option<Vocabulary> {
+    let tokenizer = match load::tokenizer_of(path) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => {
+            tracing::warn!("no tokenizer: {error}");
+            return None;
+        }
+    };
+    Some(Vocabulary {
+        tokens: tokenizer.len(),
+        bos: tokenizer.bos(),
+        eos: tokenizer.eos(),
+        adds_bos: tokenizer.adds_bos(),
+        end_of_generation: tokenizer.eog().to_vec(),
+    })
+}
+
+fn plan(config: &Config, weights: u64) -> Result<Plan> {
+    let ty = KvType::default();
+    Ok(Plan {
+        weights_bytes: weights,
+        cache_type: ty.name(),
+        cache_bytes_per_token: Cache::bytes_for(config, ty, PAGE)? / PAGE as u64,
+        cache_bytes_full_context: Cache::bytes_for(config, ty, config.context)?,
+        available_bytes: available_memory(),
+        context_that_fits: load::context(config, weights, ty, None).ok(),
+    })
+}
+
+fn describe(r: &Report) -> String {
+    let or = |text: &Option<String>, other: &str| text.clone().unwrap_or_else(|| other.to_owned());
+    let types: Vec<String> = r
+        .types
+        .iter()
+        .map(|t| format!("{} {}", t.ty, size(t.bytes)))
+        .collect();
+    let m = &r.memory;
+    let mut lines = vec![
+        format!("name          {}", r.name),
+        format!("path          {}", r.path.display()),
+        format!("source        {}", r.source),
+        format!(
+            "sha256        {}",
+            or(&r.sha256, "not known (not in the store, or several files)")
+        ),
+        format!("licence       {}", or(&r.licence, "unknown")),
+        format!(
+            "size          {} in {} tensors, {}",
+            size(r.bytes),
+            r.tensors,
+            r.format
+        ),
+        format!(
+            "architecture  {}, {:.1} M parameters",
+            r.architecture,
+            r.parameters as f64 / 1e6
+        ),
+        format!("types         {}", types.join(", ")),
+        format!(
+            "context       {} tokens; rope theta {}, scaling {}",
+            r.context, r.rope.theta, r.rope.scaling
+        ),
+        format!(
+            "shape         {} layers, hidden {}, {} heads of {} ({} for keys and values), ffn {}",
+            r.layers, r.hidden, r.heads, r.head_dim, r.kv_heads, r.ffn
+        ),
+        format!(
+            "vocabulary    {} tokens, {}",
+            r.vocab,
+            if r.tied {
+                "head tied to it"
+            } else {
+                "a head of its own"
+            }
+        ),
+    ];
+    lines.push(match &r.tokenizer {
+        None => "tokenizer     none that Puna reads".into(),
+        Some(t) => {
+            let bos = if t.adds_bos {
+                "puts one in front"
+            } else {
+                "puts none in front"
+            };
+            format!(
+                "tokenizer     {} tokens; begin-of-text: {bos}; ends an answer: {:?}",
+                t.tokens, t.end_of_generation
+            )
+        }
+    });
+    lines.push(match &r.template {
+        None => "template      none (use --raw)".into(),
+        Some(text) => format!(
+            "template      {} characters; `puna template` renders it",
+            text.chars().count()
+        ),
+    });
+    let fits = m
+        .context_that_fits
+        .map_or("does not fit now".into(), |n| format!("{n} tokens fit now"));
+    lines.push(format!(
+        "memory        weights {} (mapped), cache {} a token in {}, {} for the whole context; {fits}",
+        size(m.weights_bytes),
+        size(m.cache_bytes_per_token),
+        m.cache_type,
+        size(m.cache_bytes_full_context)
+    ));
+    lines.join("\n")
+}
