@@ -103,6 +103,18 @@ fn llama2_from_gguf() {
     assert_eq!(tokenizer.len(), 32000);
 }
 
+#[test]
+fn llama2_from_tokenizer_json() {
+    let Some(path) = licensed("llama2_from_tokenizer_json", "llama2.json") else {
+        return;
+    };
+    let tokenizer = Tokenizer::open(path).unwrap();
+    holds_to(&tokenizer, "llama2.jsonl", false);
+    decodes_llama2(&tokenizer);
+    assert!(tokenizer.adds_bos());
+    assert_eq!((tokenizer.bos(), tokenizer.eog()), (Some(1), &[2][..]));
+}
+
 /// Llama 2's own `tokenizer.model` is in no package: the same pieces and settings are written as one here.
 #[test]
 fn llama2_from_tokenizer_model() {
