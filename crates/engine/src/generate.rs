@@ -217,17 +217,22 @@ struct Clock {
     first_token: Option<Duration>,
 }
 
-/// Why and how the loop ended.
-struct End {
-    reason: FinishReason,
-    context_full: bool,
+/// How the loop ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Token,
+    StopString,
+    MaxTokens,
+    ContextFull,
+    Cancelled,
 }
 
 impl End {
-    fn because(reason: FinishReason) -> End {
-        End {
-            reason,
-            context_full: false,
+    fn reason(self) -> FinishReason {
+        match self {
+            End::Token | End::StopString => FinishReason::Stop,
+            End::MaxTokens | End::ContextFull => FinishReason::Length,
+            End::Cancelled => FinishReason::Cancelled,
         }
     }
 }
@@ -274,11 +279,12 @@ impl<'s> Run<'s> {
     fn finish(mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<Generation, Error> {
         let mut end = match self.steps(on) {
             Ok(end) => end,
-            Err(Error::Cancelled) => End::because(FinishReason::Cancelled),
+            Err(Error::Cancelled) => End::Cancelled,
             Err(error) => return Err(error),
         };
-        if end.reason != FinishReason::Cancelled {
-            self.release_held_text(&mut end, on);
+        // Behind a stop string nothing counts any more, and who cancels wants no more events.
+        if !matches!(end, End::StopString | End::Cancelled) && self.release_held_text(on) {
+            end = End::StopString;
         }
         let ids = self.all.split_off(self.prompt_len);
         let usage = Usage {
@@ -290,8 +296,8 @@ impl<'s> Run<'s> {
             timings: self.clock.timings(&usage),
             ids,
             text: self.text,
-            finish_reason: end.reason,
-            context_full: end.context_full,
+            finish_reason: end.reason(),
+            context_full: end == End::ContextFull,
             usage,
             logprobs: self.logprobs,
         })
@@ -302,7 +308,7 @@ impl<'s> Run<'s> {
         loop {
             let logits = self.next_logits(on)?;
             if self.params.max_tokens == Some(self.generated()) {
-                return Ok(End::because(FinishReason::Length));
+                return Ok(End::MaxTokens);
             }
             let id = self.sampler.sample(&logits, &self.all)?;
             self.clock
@@ -312,14 +318,11 @@ impl<'s> Run<'s> {
                 return Ok(end);
             }
             if self.params.max_tokens == Some(self.generated()) {
-                return Ok(End::because(FinishReason::Length));
+                return Ok(End::MaxTokens);
             }
             if self.view.len() >= self.session.context() {
                 let Some(keep) = self.params.shift else {
-                    return Ok(End {
-                        reason: FinishReason::Length,
-                        context_full: true,
-                    });
+                    return Ok(End::ContextFull);
                 };
                 let of = self.view.len();
                 self.view = shifted(&self.view, keep);
@@ -381,20 +384,21 @@ impl<'s> Run<'s> {
         if let (Some(list), Some(logprob)) = (&mut self.logprobs, logprob) {
             list.push(logprob);
         }
-        if ends || stopped {
-            return Ok(Some(End::because(FinishReason::Stop)));
+        if ends {
+            return Ok(Some(End::Token));
+        }
+        if stopped {
+            return Ok(Some(End::StopString));
         }
         stop_if(flow)?;
         Ok(None)
     }
 
-    /// Emits what the decoder and the stop strings held back. The last bytes may yet complete a
-    /// stop string.
-    fn release_held_text(&mut self, end: &mut End, on: &mut dyn FnMut(Event) -> Flow) {
+    /// Emits what the decoder and the stop strings held back. Says whether its last bytes
+    /// completed a stop string.
+    fn release_held_text(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> bool {
         let (mut text, stopped) = self.stops.push(&self.decoder.clone().finish());
-        if stopped {
-            *end = End::because(FinishReason::Stop);
-        } else {
+        if !stopped {
             text += &self.stops.finish();
         }
         if !text.is_empty() {
@@ -402,6 +406,7 @@ impl<'s> Run<'s> {
             // Nothing comes after it: there is nothing to stop.
             let _ = on(Event::Text(&text));
         }
+        stopped
     }
 }
 

@@ -1,5 +1,10 @@
 //! The small reference models and their expected outputs.
 
+#![expect(
+    dead_code,
+    reason = "each test file uses a part of this, and each compiles it for itself"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,29 +19,29 @@ const REFERENCE: &str = concat!(
     "/../../tests/fixtures/reference"
 );
 
-pub fn path(relative: &str) -> PathBuf {
+pub(crate) fn path(relative: &str) -> PathBuf {
     Path::new(REFERENCE).join(relative)
 }
 
 /// A model file or folder in the reference mode.
-pub fn weights(relative: &str) -> Arc<Weights> {
+pub(crate) fn weights(relative: &str) -> Arc<Weights> {
     let kernels = Kernels::new(Level::best(), Compute::F32, 2).unwrap();
     Arc::new(model::open(&path(relative), Arc::new(kernels)).unwrap())
 }
 
-pub fn tokenizer(relative: &str) -> Tokenizer {
+pub(crate) fn tokenizer(relative: &str) -> Tokenizer {
     Tokenizer::open(&path(relative)).unwrap()
 }
 
-pub fn session(weights: &Arc<Weights>, context: usize) -> Session {
+pub(crate) fn session(weights: &Arc<Weights>, context: usize) -> Session {
     Session::new(weights.clone(), KvType::F32, context).unwrap()
 }
 
 /// A file of expected tensors.
-pub struct Expected(Vec<u8>);
+pub(crate) struct Expected(Vec<u8>);
 
 impl Expected {
-    pub fn read(relative: &str) -> Expected {
+    pub(crate) fn read(relative: &str) -> Expected {
         Expected(std::fs::read(path(relative)).unwrap())
     }
 
@@ -48,12 +53,12 @@ impl Expected {
     }
 
     /// `seqI.NAME` as token ids, if there is a sequence I.
-    pub fn ids(&self, i: usize, name: &str) -> Option<Vec<u32>> {
+    pub(crate) fn ids(&self, i: usize, name: &str) -> Option<Vec<u32>> {
         let words = self.data(&format!("seq{i}.{name}"))?;
         Some(words.into_iter().map(u32::from_le_bytes).collect())
     }
 
-    pub fn floats(&self, i: usize, name: &str) -> Vec<f32> {
+    pub(crate) fn floats(&self, i: usize, name: &str) -> Vec<f32> {
         let words = self.data(&format!("seq{i}.{name}")).unwrap();
         words.into_iter().map(f32::from_le_bytes).collect()
     }
