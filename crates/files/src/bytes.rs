@@ -20,6 +20,11 @@ impl<'a> Cursor<'a> {
         Cursor { bytes, at: 0, path }
     }
 
+    /// All bytes, also those that have been read.
+    pub(crate) fn all(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The offset of the next byte.
     pub(crate) fn at(&self) -> usize {
         self.at

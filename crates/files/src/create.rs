@@ -32,7 +32,7 @@ impl NewFile {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         temporary.push(format!(".{}-{serial}.part", std::process::id()));
         let temporary = path.with_file_name(temporary);
-        let out = File::create_new(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        let out = File::create_new(&temporary).map_err(|e| Error::io(path, e))?;
         Ok(NewFile {
             out: BufWriter::with_capacity(1 << 20, out),
             temporary,

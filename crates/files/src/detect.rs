@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::Error;
 
 /// Bytes of a file that are looked at.
-const HEAD: u64 = 64 << 10;
+const HEAD: usize = 64 << 10;
 
 /// What lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +99,9 @@ pub fn detect(path: impl AsRef<Path>) -> Result<Kind, Error> {
     }
     let mut head = Vec::new();
     let file = File::open(path).map_err(fail)?;
-    file.take(HEAD).read_to_end(&mut head).map_err(fail)?;
+    file.take(HEAD as u64)
+        .read_to_end(&mut head)
+        .map_err(fail)?;
     Ok(detect_bytes(&head, seen.len()))
 }
 
@@ -126,6 +128,16 @@ pub fn detect_bytes(head: &[u8], len: u64) -> Kind {
     ];
     let found = tests.iter().find(|(_, is)| *is);
     found.map_or(Kind::Unknown, |(kind, _)| *kind)
+}
+
+/// " (it looks like a web page ...)" if `bytes` are of a kind that can be told for sure, for an
+/// error that says that they are not of the kind that was wanted; else nothing.
+pub(crate) fn looks_like(bytes: &[u8]) -> String {
+    let head = &bytes[..bytes.len().min(HEAD)];
+    match detect_bytes(head, bytes.len() as u64) {
+        Kind::Empty | Kind::Unknown => String::new(),
+        kind => format!(" (it looks like {})", kind.describe()),
+    }
 }
 
 fn first_char(head: &[u8]) -> Option<u8> {

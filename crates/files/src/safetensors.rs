@@ -22,6 +22,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::bytes::Cursor;
 use crate::create::NewFile;
+use crate::detect::looks_like;
 use crate::json::{self, Distinct};
 use crate::{Blob, Dtype, Error, Tensor, TensorInfo, Tensors};
 
@@ -93,11 +94,18 @@ const LEN: usize = 8;
 /// offsets that fit its type and shape.
 fn header(file: &Blob) -> Result<(usize, Vec<(String, Entry)>), Error> {
     let mut cursor = Cursor::new(file, file.path());
-    let n = cursor.count(1, "bytes of header")?;
-    if n > MAX_HEADER {
-        let what = format!("a header of {n} bytes, the limit is {MAX_HEADER}");
-        return Err(cursor.wrong(0, what));
-    }
+    let n = cursor.u64("the length of the header")?;
+    let (left, most) = (cursor.left(), MAX_HEADER.min(cursor.left()));
+    let n = match usize::try_from(n) {
+        Ok(n) if n <= most => n,
+        _ => {
+            let what = format!(
+                "a header of {n} bytes promised, {left} bytes are left and the limit is {MAX_HEADER}{}",
+                looks_like(file)
+            );
+            return Err(cursor.wrong(0, what));
+        }
+    };
     let json = cursor.take(n, "the header")?;
     let header: Header = serde_json::from_slice(json).map_err(|e| {
         let what = format!("the header is wrong: {e}");
@@ -225,7 +233,12 @@ pub fn open_all(dir: impl AsRef<Path>) -> Result<Tensors, Error> {
     match json::read_as::<Index>(&path, MAX_INDEX)? {
         Some(index) => open_shards(dir, &path, index),
         None => {
-            let what = format!("neither {SINGLE} nor {INDEX} lies in this directory");
+            let torch = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+            let hint = match torch.iter().any(|name| dir.join(name).exists()) {
+                true => ": PyTorch weights must be converted to safetensors first",
+                false => "",
+            };
+            let what = format!("neither {SINGLE} nor {INDEX} lies in this directory{hint}");
             Err(Error::invalid(dir, what))
         }
     }

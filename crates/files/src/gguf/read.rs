@@ -10,6 +10,7 @@ use std::path::Path;
 use super::metadata::{Array, Metadata, Strings, Value};
 use super::{DEFAULT_ALIGNMENT, Gguf, MAGIC, MAX_DEPTH, MAX_DIMS, MAX_NAME, valid_alignment};
 use crate::bytes::Cursor;
+use crate::detect::looks_like;
 use crate::{Blob, Dtype, Error, Tensor, Tensors};
 
 /// The version of the block layouts that ggml has had since May 2023, before GGUF.
@@ -42,7 +43,10 @@ pub(super) fn parse(file: Blob) -> Result<Gguf, Error> {
 fn version(cursor: &mut Cursor) -> Result<u32, Error> {
     let magic: [u8; 4] = cursor.array("the magic \"GGUF\"")?;
     if magic != MAGIC {
-        let what = format!("not a GGUF file: it begins with {magic:02x?} and not with \"GGUF\"");
+        let what = format!(
+            "not a GGUF file: it begins with {magic:02x?} and not with \"GGUF\"{}",
+            looks_like(cursor.all())
+        );
         return Err(cursor.wrong(0, what));
     }
     let at = cursor.at();
