@@ -48,17 +48,12 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 folder = os.environ.get("PUNA_LLAMA_TOKENIZERS")
-for path in sorted(Path(folder).rglob("*")) if folder else []:
-    if not path.is_file() or path.stat().st_size < 100_000:
-        continue
-    try:
-        rows = [line.split() for line in path.read_bytes().splitlines() if line]
-        ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
-    except ValueError:
-        official = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        compare(f"sentencepiece, {path.name}", path, official.encode, None, official.vocab_size())
-        continue
-    if len(ranks) == 128_000:
-        official = tiktoken.Encoding("llama3", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
-        encode = official.encode_ordinary
-        compare(f"tiktoken, {path.name}", path, encode, lambda ids: official.decode(ids, errors="replace"), len(ranks))
+if folder:
+    path = Path(folder) / "llama3.model"
+    rows = [line.split() for line in path.read_bytes().splitlines() if line]
+    ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
+    llama3 = tiktoken.Encoding("llama3", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    compare("tiktoken, Llama 3", path, llama3.encode_ordinary, lambda ids: llama3.decode(ids, errors="replace"), len(ranks))
+    hugging_face("tokenizers, Llama 2", Path(folder) / "llama2.json", Path(folder) / "llama2.json")
+else:
+    print("Llama tokenizers: not compared, PUNA_LLAMA_TOKENIZERS is not set")

@@ -171,7 +171,7 @@ impl Subject {
         let need = weights_of(shape.config()?.parameters(), typed);
         if let Some(free) = available_memory().filter(|&free| need > free) {
             let what = format!(
-                "{name} as {typed} takes about {} and {} are free",
+                "{name} as {typed} takes about {} of memory and {} are free",
                 size(need),
                 size(free)
             );
@@ -236,7 +236,7 @@ impl<'a> Bench<'a> {
         let need = Cache::bytes_for(config, subject.cache_type, tokens)?;
         if let Some(free) = available_memory().filter(|&free| need > free) {
             let what = format!(
-                "a cache of {tokens} tokens takes {} and {} are free",
+                "a cache of {tokens} tokens takes {} of memory and {} are free",
                 size(need),
                 size(free)
             );

@@ -81,7 +81,14 @@ fn check(args: &LogitsArgs, weights: &Weights, ids: &[u32]) -> Result<()> {
         let what = format!("{} tokens do not fit into --ctx {ctx}", ids.len());
         return Err(usage(what, "leave --ctx out, or give fewer tokens"));
     }
-    if args.out.is_some() {
+    if let Some(path) = &args.out {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            let what = format!("{} is no folder to write into", folder.display());
+            return Err(failure(Code::Failed, what, "make it first"));
+        }
         let n = ids.len() as u64;
         let (vocab, hidden) = (config.vocab as u64, config.hidden as u64);
         let (layers, heads) = (config.layers as u64, config.heads as u64);
@@ -205,7 +212,8 @@ fn write(
     for (name, bytes) in attention.iter().zip(&capture.attention) {
         tensors.push((name, Dtype::F32, &patterns, bytes));
     }
-    Ok(safetensors::write(path, &tensors)?)
+    // Whatever is missing here, it is not the model.
+    safetensors::write(path, &tensors).map_err(|e| failure(Code::Failed, e.to_string(), ""))
 }
 
 /// One line a position: the token, then the likeliest next ones.

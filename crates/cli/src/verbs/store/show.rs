@@ -9,6 +9,7 @@ use hub::Resolved;
 use kernels::{Compute, Kernels, KvType, Level};
 use model::{Cache, Config, PAGE, Scaling, Weights};
 use serde::Serialize;
+use text::{ChatTemplate, Tokenizer};
 
 use crate::args::ShowArgs;
 use crate::machine::{available_memory, size};
@@ -94,6 +95,7 @@ fn look(found: Resolved) -> Result<Report> {
     // Nothing is computed: one thread at any level will do.
     let kernels = Arc::new(Kernels::new(Level::Scalar, Compute::Fast, 1)?);
     let (format, weights, tensors) = open(&found.path, kernels)?;
+    let (tokenizer, template) = words(&found.path);
     let c = &weights.config;
     Ok(Report {
         format,
@@ -121,8 +123,8 @@ fn look(found: Resolved) -> Result<Report> {
             theta: c.rope.theta,
             scaling: scaling(&c.rope.scaling),
         },
-        tokenizer: vocabulary(&found.path),
-        template: text::find_template(&found.path).ok(),
+        tokenizer: tokenizer.as_ref().map(Vocabulary::of),
+        template: template.map(|t| t.source().to_owned()),
         memory: plan(c, weights.bytes())?,
         name: found.name,
         path: found.path,
@@ -154,7 +156,7 @@ fn open(path: &Path, kernels: Arc<Kernels>) -> Result<(String, Weights, Tensors)
         }
         // Refused, in the words of the room that refuses it.
         kind => (
-            kind.to_string(),
+            format!("{kind:?}"),
             model::open(path, kernels)?,
             Tensors::default(),
         ),
@@ -182,21 +184,32 @@ fn scaling(scaling: &Scaling) -> &'static str {
     }
 }
 
-fn vocabulary(path: &Path) -> Option<Vocabulary> {
-    let tokenizer = match load::tokenizer_of(path) {
-        Ok(tokenizer) => tokenizer,
-        Err(error) => {
-            tracing::warn!("no tokenizer: {error}");
-            return None;
+/// The model's tokenizer and chat template, as far as they are there and can be read.
+fn words(path: &Path) -> (Option<Tokenizer>, Option<ChatTemplate>) {
+    let tokenizer = load::tokenizer_of(path);
+    let template = tokenizer
+        .as_ref()
+        .ok()
+        .map(|tokenizer| load::template_of(path, tokenizer));
+    for error in [
+        tokenizer.as_ref().err(),
+        template.as_ref().and_then(|t| t.as_ref().err()),
+    ] {
+        error.inspect(|error| tracing::debug!("{error:#}"));
+    }
+    (tokenizer.ok(), template.and_then(Result::ok))
+}
+
+impl Vocabulary {
+    fn of(tokenizer: &Tokenizer) -> Vocabulary {
+        Vocabulary {
+            tokens: tokenizer.len(),
+            bos: tokenizer.bos(),
+            eos: tokenizer.eos(),
+            adds_bos: tokenizer.adds_bos(),
+            end_of_generation: tokenizer.eog().to_vec(),
         }
-    };
-    Some(Vocabulary {
-        tokens: tokenizer.len(),
-        bos: tokenizer.bos(),
-        eos: tokenizer.eos(),
-        adds_bos: tokenizer.adds_bos(),
-        end_of_generation: tokenizer.eog().to_vec(),
-    })
+    }
 }
 
 fn plan(config: &Config, weights: u64) -> Result<Plan> {
