@@ -286,8 +286,8 @@ fn the_writer_refuses_what_a_reader_would() {
     let none = Metadata::new();
     let w = |dtype, shape: &[usize]| vec![info("w", dtype, shape)];
     refused(&none, w(Dtype::U8, &[8]), "GGUF has no number type U8");
-    refused(&none, w(Dtype::F32, &[0]), "above 0");
-    refused(&none, w(Dtype::F32, &[1; 5]), "1 to 4 dims");
+    refused(&none, w(Dtype::F32, &[0]), "none of them 0");
+    refused(&none, w(Dtype::F32, &[1; 5]), "at most 4 dims");
     refused(&none, w(Dtype::Q8_0, &[33]), "has no size");
     refused(&none, w(Dtype::F32, &[usize::MAX, 2]), "has no size");
     refused(&none, vec![info("", Dtype::F32, &[1])], "a name of 0 bytes");

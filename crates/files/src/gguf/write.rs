@@ -201,7 +201,7 @@ fn put_tensor(out: &mut Vec<u8>, info: &TensorInfo, offset: u64) -> Result<usize
     let id = id.ok_or_else(|| format!("tensor `{name}`: GGUF has no number type {dtype}"))?;
     if shape.len() > MAX_DIMS || shape.contains(&0) {
         return Err(format!(
-            "tensor `{name}`: GGUF holds 1 to {MAX_DIMS} dims above 0, not {shape:?}"
+            "tensor `{name}`: GGUF holds at most {MAX_DIMS} dims, none of them 0, not {shape:?}"
         ));
     }
     let bytes = info.bytes();
