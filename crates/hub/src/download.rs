@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::digest::{self, sha256_hex};
-use crate::http::{Answer, Ask, Fault, Http, patiently, text};
+use crate::http::{Answer, Ask, Http, text};
+use crate::patience::{Fault, patiently};
 use crate::spec::without_query;
 use crate::store::{Lock, Store};
 use crate::{Error, Progress};

@@ -19,6 +19,7 @@ mod hub;
 mod keep;
 mod licence;
 mod nearest;
+mod patience;
 mod pip;
 mod progress;
 mod pull;

@@ -113,19 +113,15 @@ impl Drop for Guard {
     }
 }
 
-/// Runs one command in `room`: `wheels/` for the result, `tmp/` for pip's own files, `work/` to
-/// stand in, `log` for what it says (a file: a pipe could outlive the child in its children).
-fn run(
-    settings: &Settings,
+/// The command, with its folders in `room`: `wheels/` for the result, `tmp/` for pip's own files,
+/// `work/` to stand in, `log` for what it says (a file: a pipe could outlive the child in its
+/// children).
+fn prepare(
     room: &Path,
-    command: &[OsString],
+    program: &OsString,
+    args: &[OsString],
     requirement: &str,
-    total: Option<u64>,
-    progress: &mut dyn Progress,
-) -> Result<Outcome, Error> {
-    let Some((program, args)) = command.split_first() else {
-        return Ok(Outcome::Absent);
-    };
+) -> Result<Command, Error> {
     let (wheels, tmp, work) = (room.join("wheels"), room.join("tmp"), room.join("work"));
     for dir in [&wheels, &tmp, &work] {
         make_dir(dir)?;
@@ -133,7 +129,8 @@ fn run(
     let log_path = room.join("log");
     let log = File::create(&log_path).map_err(Error::io("create", &log_path))?;
     let log_too = log.try_clone().map_err(Error::io("open", &log_path))?;
-    let spawned = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .args([
             "download",
@@ -160,8 +157,24 @@ fn run(
         .env_remove("PIP_CONSTRAINT")
         .stdin(Stdio::null())
         .stdout(log)
-        .stderr(log_too)
-        .spawn();
+        .stderr(log_too);
+    Ok(command)
+}
+
+/// Runs one command in `room`.
+fn run(
+    settings: &Settings,
+    room: &Path,
+    command: &[OsString],
+    requirement: &str,
+    total: Option<u64>,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, Error> {
+    let Some((program, args)) = command.split_first() else {
+        return Ok(Outcome::Absent);
+    };
+    let log_path = room.join("log");
+    let spawned = prepare(room, program, args, requirement)?.spawn();
     let child = match spawned {
         Ok(child) => Guard(child),
         Err(e)

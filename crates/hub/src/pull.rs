@@ -70,7 +70,7 @@ impl Hub {
         if !options.force
             && let Some(found) = self.at_hand(spec)?
         {
-            return Ok(already(found, options.dry_run));
+            return self.here(spec, found, options.dry_run);
         }
         if let Spec::Path(path) = spec {
             return Err(Error::NoSuchPath { path: path.clone() });
@@ -97,7 +97,7 @@ impl Hub {
         if !options.force
             && let Some(found) = self.at_hand(spec)?
         {
-            return Ok(already(found, false));
+            return self.here(spec, found, false);
         }
         let report = self.each_source(&sources, entry, progress, &mut |source, progress| {
             for _ in 0..ROUNDS {
@@ -114,6 +114,15 @@ impl Hub {
         });
         self.store.sweep(LEFTOVERS);
         report
+    }
+
+    /// The report on what is here, with all its files if it is in the store.
+    fn here(&self, spec: &Spec, found: Resolved, dry_run: bool) -> Result<PullReport, Error> {
+        let mut report = already(found, dry_run);
+        if let Some((_, manifest)) = self.lookup(spec)? {
+            report.files = manifest.files.iter().map(ReportFile::from).collect();
+        }
+        Ok(report)
     }
 
     /// Where a spec can come from, and its catalogue entry if it has one.
@@ -253,7 +262,8 @@ impl Hub {
         Ok(plan)
     }
 
-    /// Brings all files of a plan into `tmp/`, verified.
+    /// Brings all files of a plan into `tmp/`, verified. Each keeps its lock until the commit: two
+    /// pulls that share files take those locks in the same order, that of the files' names.
     fn stage(
         &self,
         http: &Http,

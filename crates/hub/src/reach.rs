@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use reqwest::Method;
 
-use crate::http::{Ask, Fault, Http};
+use crate::http::{Ask, Http};
 use crate::hub::{Hub, Reach};
+use crate::patience::Fault;
 use crate::spec::without_query;
 use crate::{Error, Progress, pip};
 

@@ -84,6 +84,26 @@ pub fn take_member(
             "{name} unpacks {packed} bytes to {declared}: refused as a bomb"
         )));
     }
+    let (sha256, bytes) = copy(&mut entry, &name, declared, out, progress)?;
+    Ok(Member {
+        name,
+        sha256,
+        bytes,
+    })
+}
+
+/// Writes an entry to `out`, exactly the `declared` bytes of it. Gives its hash and length.
+fn copy(
+    entry: &mut dyn Read,
+    name: &str,
+    declared: u64,
+    out: &mut dyn Write,
+    progress: &mut dyn Progress,
+) -> Result<(String, u64), Error> {
+    let broken = |why: String| Error::Archive {
+        what: name.to_owned(),
+        why,
+    };
     progress.start(&format!("unpacking {name}"), Some(declared));
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 18];
@@ -92,34 +112,26 @@ pub fn take_member(
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let n = entry
-            .read(&mut buffer)
-            .map_err(|e| broken(format!("{name}: {e}")))?;
+        let n = entry.read(&mut buffer).map_err(|e| broken(e.to_string()))?;
         if n == 0 {
             break;
         }
         done += n as u64;
         if done > declared {
             return Err(broken(format!(
-                "{name} is larger than the {declared} bytes it claims"
+                "larger than the {declared} bytes it claims"
             )));
         }
         out.write_all(&buffer[..n])
-            .map_err(Error::io("write", &name))?;
+            .map_err(Error::io("write", name))?;
         hasher.update(&buffer[..n]);
         progress.advance(done);
     }
     if done != declared {
-        return Err(broken(format!(
-            "{name} has {done} bytes, it claims {declared}"
-        )));
+        return Err(broken(format!("{done} bytes, it claims {declared}")));
     }
     progress.finish();
-    Ok(Member {
-        name,
-        sha256: digest::finish(hasher),
-        bytes: done,
-    })
+    Ok((digest::finish(hasher), done))
 }
 
 /// The index of the member that was asked for.

@@ -425,3 +425,24 @@ fn the_token_comes_from_the_environment_or_a_file() {
         Some("from_env")
     );
 }
+
+#[test]
+fn the_licence_comes_from_the_file() {
+    use files::gguf::{Metadata, Writer};
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", "llama");
+    metadata.set("general.license", "other");
+    metadata.set("general.license.name", "my\nlicence");
+    let gguf = Writer::new(Vec::new(), &metadata, Vec::new())
+        .unwrap()
+        .finish()
+        .unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(move |request, _| Reply::file(request, &gguf, "\"a\""));
+    let hub = hub(home.path(), &server);
+    let report = hub
+        .pull(&server.url("/m.gguf"), PullOptions::default(), &mut ())
+        .unwrap();
+    assert_eq!(report.licence.as_deref(), Some("mylicence"));
+    assert_eq!(hub.show("m").unwrap().licence.as_deref(), Some("mylicence"));
+}
