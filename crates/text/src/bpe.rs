@@ -14,9 +14,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::merge::{Ranks, Scratch, Symbol, merge};
+use crate::merge::{Ranks, Scratch, Seen, Symbol, merge};
 use crate::pretokenize::Pattern;
 use crate::vocab::{Kind, NONE, PieceTable, Vocab, fold, random_seed};
 
@@ -42,13 +41,10 @@ pub(crate) struct Bpe {
     table: PieceTable,
     /// The token of each byte, or `NONE`: such bytes are dropped.
     bytes: [u32; 256],
-    /// What merging a token's own bytes gives: unknown so far, the token, something else.
-    own: Vec<AtomicU8>,
+    seen: Seen,
+    /// Ids from here on were added later and are never made by merging.
+    known: u32,
 }
-
-const UNTRIED: u8 = 0;
-const ITSELF: u8 = 1;
-const OTHERS: u8 = 2;
 
 impl Bpe {
     /// An encoder over the tokens in `table`.
@@ -60,28 +56,27 @@ impl Bpe {
         whole_pieces: bool,
     ) -> Bpe {
         let bytes = std::array::from_fn(|b| table.get(vocab, &[b as u8]).unwrap_or(NONE));
-        let own = std::iter::repeat_with(|| AtomicU8::new(UNTRIED))
-            .take(vocab.len())
-            .collect();
         Bpe {
             pattern,
             order,
             whole_pieces,
             table,
             bytes,
-            own,
+            seen: Seen::new(vocab.len()),
+            known: vocab.len() as u32,
         }
     }
 
     /// Follows a change of the vocabulary's kinds, or tokens added behind it: these are never made by merging.
     pub(crate) fn refresh(&mut self, vocab: &Vocab) -> Result<(), u32> {
-        let (old, known) = (&self.table, self.own.len() as u32);
+        let (old, known) = (&self.table, self.known);
         let text = |id: u32, kind| {
             id < known
                 && is_text(kind)
                 && vocab.get(id).and_then(|piece| old.get(vocab, piece)) == Some(id)
         };
         self.table = PieceTable::build(vocab, text)?;
+        self.seen = Seen::new(self.known as usize);
         if let Order::Merges(merges) = &mut self.order {
             merges.retain(|_, (_, id)| vocab.kind(*id).is_some_and(is_text));
         }
@@ -125,17 +120,13 @@ impl Bpe {
         out: &mut Vec<u32>,
     ) {
         let whole = self.table.get(vocab, piece);
-        let own = whole.and_then(|id| self.own.get(id as usize));
-        if let (Some(id), Some(own)) = (whole, own)
-            && (self.whole_pieces || own.load(Ordering::Relaxed) == ITSELF)
-        {
+        if let Some(id) = whole.filter(|&id| self.whole_pieces || self.seen.is_itself(id)) {
             out.push(id);
             return;
         }
         self.merge_piece(vocab, piece, symbols, scratch);
-        if let (Some(id), Some(own)) = (whole, own) {
-            let itself = matches!(symbols.as_slice(), [one] if one.id == id);
-            own.store(if itself { ITSELF } else { OTHERS }, Ordering::Relaxed);
+        if let Some(id) = whole {
+            self.seen.note(id, symbols);
         }
         out.extend(symbols.iter().map(|s| s.id).filter(|&id| id != NONE));
     }

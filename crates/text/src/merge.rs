@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vocab::NONE;
 
@@ -46,6 +47,34 @@ pub(crate) struct Scratch {
     heap: BinaryHeap<Reverse<(u64, u32, u32)>>,
     /// Previous and next live symbol, for long chains.
     links: Vec<(u32, u32)>,
+}
+
+/// Tokens whose own text was seen to merge into just that token. For these, and only these, a piece of text that
+/// equals the token's needs no merging.
+#[derive(Debug)]
+pub(crate) struct Seen(Vec<AtomicBool>);
+
+impl Seen {
+    pub(crate) fn new(tokens: usize) -> Seen {
+        let unseen = std::iter::repeat_with(AtomicBool::default);
+        Seen(unseen.take(tokens).collect())
+    }
+
+    /// Whether the token's text was seen to merge into the token.
+    #[inline]
+    pub(crate) fn is_itself(&self, id: u32) -> bool {
+        let seen = self.0.get(id as usize);
+        seen.is_some_and(|seen| seen.load(Ordering::Relaxed))
+    }
+
+    /// Remembers what merging the text of token `id` gave.
+    pub(crate) fn note(&self, id: u32, merged: &[Symbol]) {
+        if let (Some(seen), [one]) = (self.0.get(id as usize), merged)
+            && one.id == id
+        {
+            seen.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Joins symbols in place until no pair has a rank; `symbols` holds what is left, in order.

@@ -132,16 +132,6 @@ fn llama2_from_tokenizer_model() {
 
 /// Writes a GGUF vocabulary as a SentencePiece model with Llama 2's settings.
 fn sentencepiece(metadata: &Metadata) -> Vec<u8> {
-    fn bytes(number: u8, content: &[u8], out: &mut Vec<u8>) {
-        out.push(number << 3 | 2);
-        let mut n = content.len();
-        while n >= 0x80 {
-            out.push(n as u8 | 0x80);
-            n >>= 7;
-        }
-        out.push(n as u8);
-        out.extend_from_slice(content);
-    }
     let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap();
     let scores = metadata.f32s("tokenizer.ggml.scores").unwrap();
     let Some(Value::Array(Array::I32(kinds))) = metadata.get("tokenizer.ggml.token_type") else {
@@ -149,20 +139,15 @@ fn sentencepiece(metadata: &Metadata) -> Vec<u8> {
     };
     let mut model = Vec::new();
     for ((token, score), kind) in tokens.iter().zip(scores).zip(kinds) {
-        let mut piece = Vec::new();
-        bytes(1, token.as_bytes(), &mut piece);
-        piece.push(2 << 3 | 5);
-        piece.extend_from_slice(&score.to_le_bytes());
-        piece.extend([3 << 3, *kind as u8]);
-        bytes(1, &piece, &mut model);
+        sentencepiece_piece(token.as_bytes(), *score, *kind as u8, &mut model);
     }
     // BPE (3: 2) with byte fallback (35: true).
-    bytes(2, &[3 << 3, 2, 0x98, 0x02, 1], &mut model);
+    protobuf_field(2, &[3 << 3, 2, 0x98, 0x02, 1], &mut model);
     // Dummy prefix, no collapsing of spaces.
     let mut normalizer = Vec::new();
-    bytes(1, b"identity", &mut normalizer);
+    protobuf_field(1, b"identity", &mut normalizer);
     normalizer.extend([3 << 3, 1, 4 << 3, 0]);
-    bytes(3, &normalizer, &mut model);
+    protobuf_field(3, &normalizer, &mut model);
     model
 }
 

@@ -85,6 +85,30 @@ pub(crate) fn holds_to(tokenizer: &Tokenizer, file: &str, parses: bool) {
     }
 }
 
+/// Appends a length-delimited field of a Protocol Buffers message.
+#[allow(dead_code, reason = "not every test file uses everything here")]
+pub(crate) fn protobuf_field(number: u8, content: &[u8], message: &mut Vec<u8>) {
+    message.push(number << 3 | 2);
+    let mut n = content.len();
+    while n >= 0x80 {
+        message.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    message.push(n as u8);
+    message.extend_from_slice(content);
+}
+
+/// Appends a piece of a SentencePiece model.
+#[allow(dead_code, reason = "not every test file uses everything here")]
+pub(crate) fn sentencepiece_piece(text: &[u8], score: f32, kind: u8, model: &mut Vec<u8>) {
+    let mut piece = Vec::new();
+    protobuf_field(1, text, &mut piece);
+    piece.push(2 << 3 | 5);
+    piece.extend_from_slice(&score.to_le_bytes());
+    piece.extend([3 << 3, kind]);
+    protobuf_field(1, &piece, model);
+}
+
 /// The text of a stream of tokens.
 pub(crate) fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     let mut decoder = Decoder::new(tokenizer, false);
