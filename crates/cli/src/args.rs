@@ -49,7 +49,7 @@ pub struct Cli {
 pub enum Verb {
     /// Answer a prompt, or hold a conversation on a terminal
     #[command(after_help = ending())]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Text to token ids
     #[command(after_help = ending())]
     Tokenize(TokenizeArgs),
@@ -240,7 +240,7 @@ pub struct SamplingArgs {
     pub temperature: Option<f32>,
     /// Keep the K likeliest; 0: all [default: 40]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
-    pub top_k: Option<i64>,
+    pub top_k: Option<i32>,
     /// Keep the likeliest that together have probability P [default: 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
@@ -258,7 +258,7 @@ pub struct SamplingArgs {
     pub repeat_penalty: Option<f32>,
     /// How many recent tokens the penalties see; 0: none, -1: the context [default: 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub repeat_last_n: Option<i64>,
+    pub repeat_last_n: Option<i32>,
     /// Subtracted from the logit of a recent token [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub presence_penalty: Option<f32>,
@@ -273,10 +273,10 @@ pub struct SamplingArgs {
     pub dry_base: Option<f32>,
     /// DRY: longest repetition without a penalty [default: 2]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub dry_allowed_length: Option<i64>,
-    /// DRY: how many recent tokens it sees; 0: off, -1: the context [default: -1]
+    pub dry_allowed_length: Option<usize>,
+    /// DRY: how many recent tokens it sees; 0: off, -1: the context [default: 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub dry_penalty_last_n: Option<i64>,
+    pub dry_penalty_last_n: Option<i32>,
     /// XTC, leaving out the likeliest: how often; 0: off [default: 0]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub xtc_probability: Option<f32>,
@@ -291,7 +291,7 @@ pub struct SamplingArgs {
     pub dynatemp_exponent: Option<f32>,
     /// Mirostat: 0 off, 1 or 2 [default: 0]
     #[arg(long, value_name = "V", allow_negative_numbers = true)]
-    pub mirostat: Option<i64>,
+    pub mirostat: Option<u8>,
     /// Mirostat: target entropy [default: 5]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub mirostat_tau: Option<f32>,
@@ -481,6 +481,9 @@ pub struct PullArgs {
     /// Fetch nothing: list files, sizes, licence and the memory needed
     #[arg(long)]
     pub dry_run: bool,
+    /// Fetch again what is already here
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub format: FormatArgs,
     #[command(flatten)]

@@ -69,6 +69,12 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failure = classify(error);
+    tell(&failure);
+    ExitCode::from(failure.code as u8)
+}
+
+/// Prints the error and its hint on stderr.
+pub fn tell(failure: &Failure) {
     // Nothing is left to be done when stderr is closed too.
     let mut stderr = std::io::stderr().lock();
     if !failure.what.is_empty() {
@@ -77,10 +83,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = &failure.hint {
         let _ = writeln!(stderr, "hint: {}", one_line(hint));
     }
-    ExitCode::from(failure.code as u8)
 }
 
-fn broken_pipe(error: &anyhow::Error) -> bool {
+/// Was it a reader of our stdout who left?
+pub fn broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<std::io::Error>()
@@ -88,22 +94,143 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// The failure an error amounts to. Rooms' own errors get the exit code of their kind.
+/// The failure an error amounts to. Rooms' own errors get the exit code of their kind; words that
+/// a verb put before one stay in the message.
 pub fn classify(error: &anyhow::Error) -> Failure {
-    if let Some(f) = error.chain().find_map(|c| c.downcast_ref::<Failure>()) {
-        return Failure {
-            code: f.code,
-            what: f.what.clone(),
-            hint: f.hint.clone(),
-        };
-    }
-    if let Some(e) = error.downcast_ref::<clap::Error>() {
-        return usage_of(e);
+    for cause in error.chain() {
+        if let Some(f) = cause.downcast_ref::<Failure>() {
+            return Failure {
+                code: f.code,
+                what: f.what.clone(),
+                hint: f.hint.clone(),
+            };
+        }
+        if let Some(e) = cause.downcast_ref::<clap::Error>() {
+            return usage_of(e);
+        }
+        if let Some((code, hint)) = of_room(cause) {
+            let what = match code {
+                Code::Interrupted => String::new(),
+                _ => said(error),
+            };
+            return Failure { code, what, hint };
+        }
     }
     Failure {
         code: Code::Failed,
-        what: format!("{error:#}"),
+        what: said(error),
         hint: None,
+    }
+}
+
+/// The chain of messages, without those that the one before them ends with already.
+fn said(error: &anyhow::Error) -> String {
+    let mut all = String::new();
+    for cause in error.chain() {
+        let one = cause.to_string();
+        if all.ends_with(&one) {
+            continue;
+        }
+        if !all.is_empty() {
+            all.push_str(": ");
+        }
+        all.push_str(&one);
+    }
+    all
+}
+
+/// Exit code and hint of an error of a room below.
+fn of_room(error: &(dyn std::error::Error + 'static)) -> Option<(Code, Option<String>)> {
+    if let Some(e) = error.downcast_ref::<hub::Error>() {
+        return Some((of_hub(e), e.hint()));
+    }
+    if let Some(e) = error.downcast_ref::<engine::Error>() {
+        return Some(of_engine(e));
+    }
+    if let Some(e) = error.downcast_ref::<model::Error>() {
+        return Some(of_model(e));
+    }
+    if let Some(e) = error.downcast_ref::<text::Error>() {
+        return Some(of_text(e));
+    }
+    if let Some(e) = error.downcast_ref::<files::Error>() {
+        return Some(of_files(e));
+    }
+    let e = error.downcast_ref::<kernels::Error>()?;
+    Some(match e {
+        kernels::Error::Unknown { .. }
+        | kernels::Error::LevelMissing { .. }
+        | kernels::Error::Threads { .. } => (Code::Usage, None),
+        _ => (Code::Failed, None),
+    })
+}
+
+fn of_hub(error: &hub::Error) -> Code {
+    match error {
+        e if e.is_not_found() => Code::NotFound,
+        e if e.is_usage() => Code::Usage,
+        hub::Error::Choose { .. } => Code::Usage,
+        hub::Error::Mismatch { .. } | hub::Error::Archive { .. } | hub::Error::Damaged { .. } => {
+            Code::Invalid
+        }
+        hub::Error::Cancelled => Code::Interrupted,
+        _ => Code::Failed,
+    }
+}
+
+const BROKEN_FILE: &str = "fetch or convert the file again; `puna verify` checks the store's files";
+
+fn of_files(error: &files::Error) -> (Code, Option<String>) {
+    match error {
+        files::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            (Code::NotFound, Some("check the path".into()))
+        }
+        files::Error::Io { .. } => (Code::Failed, None),
+        _ => (Code::Invalid, Some(BROKEN_FILE.into())),
+    }
+}
+
+fn of_text(error: &text::Error) -> (Code, Option<String>) {
+    match error {
+        text::Error::Files(e) => of_files(e),
+        text::Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            (Code::NotFound, Some("check the path".into()))
+        }
+        text::Error::Malformed { .. } | text::Error::Unsupported { .. } => {
+            (Code::Invalid, Some(BROKEN_FILE.into()))
+        }
+        text::Error::NoTemplate => {
+            let hint = "--raw gives the model the text as it is; `puna template --template FILE` renders another";
+            (Code::Failed, Some(hint.into()))
+        }
+        _ => (Code::Failed, None),
+    }
+}
+
+fn of_model(error: &model::Error) -> (Code, Option<String>) {
+    match error {
+        model::Error::Files(e) => of_files(e),
+        model::Error::Kernels(_) | model::Error::Batch(_) | model::Error::CacheFull { .. } => {
+            (Code::Failed, None)
+        }
+        _ => (Code::Invalid, None),
+    }
+}
+
+fn of_engine(error: &engine::Error) -> (Code, Option<String>) {
+    match error {
+        engine::Error::Model(e) => of_model(e),
+        engine::Error::Text(e) => of_text(e),
+        engine::Error::Parameter { .. } => (Code::Usage, None),
+        engine::Error::GenerationConfig { .. } | engine::Error::BadLogit { .. } => {
+            (Code::Invalid, None)
+        }
+        engine::Error::ContextFull { .. } => (
+            Code::Failed,
+            Some("shorten the prompt, or raise --ctx".into()),
+        ),
+        engine::Error::Cancelled => (Code::Interrupted, None),
+        _ => (Code::Failed, None),
     }
 }
 

@@ -1,1 +1,322 @@
-//! From a MODEL as typed to something that answers: hub, kernels, weights, tokenizer, template.
+//! From a MODEL as typed to something that answers: hub, kernels, weights, tokenizer, template, and
+//! a context that fits in memory.
+//!
+//! Everything here fails before work starts, with the exit code of its kind.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use engine::Session;
+use files::Kind;
+use files::gguf::Gguf;
+use files::hf::HfDir;
+use hub::{Hub, Resolved};
+use kernels::{Kernels, KvType, Level};
+use model::{Cache, Config, PAGE, Weights};
+use serde_json::Value;
+use text::{ChatTemplate, RenderOptions, Tokenizer};
+
+use crate::args::{CacheType, Compute, LoadArgs, MachineArgs, NetArgs, Simd};
+use crate::exit::{Code, failure, usage};
+use crate::machine::{available_memory, size};
+
+/// Activations, logits, tables of the tokenizer: what a process needs beside weights and cache.
+const SCRATCH: u64 = 64 << 20;
+
+/// A model that is ready to run.
+pub struct Loaded {
+    /// Its store name, or the file's stem: what reports call it.
+    pub name: String,
+    /// The file or directory.
+    pub path: PathBuf,
+    pub weights: Arc<Weights>,
+    /// Storage of keys and values that the options ask for.
+    pub cache_type: KvType,
+    /// When loading began.
+    pub began: Instant,
+}
+
+/// The hub that environment and `--offline` describe.
+pub fn hub(net: NetArgs) -> Result<Hub> {
+    Ok(Hub::from_env(net.offline)?)
+}
+
+/// The MODEL where none is typed: `PUNA_MODEL`, else the catalogue's.
+pub fn default_model(hub: &Hub) -> String {
+    crate::env::text("PUNA_MODEL").unwrap_or_else(|| hub.default_model().to_owned())
+}
+
+/// Finds MODEL on this machine, or fetches it with progress on stderr.
+pub fn resolve(hub: &Hub, typed: &str) -> Result<Resolved> {
+    let mut progress = crate::progress::Shown::new();
+    let (found, _) = crate::interrupt::listen(|| hub.resolve(typed, &mut progress));
+    Ok(found?)
+}
+
+/// The kernels that the options ask for.
+pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
+    let level = match args.simd {
+        None => Level::best(),
+        Some(Simd::Scalar) => Level::Scalar,
+        Some(Simd::Avx2) => Level::Avx2,
+        Some(Simd::Avx2vnni) => Level::Avx2Vnni,
+        Some(Simd::Avx512) => Level::Avx512,
+        Some(Simd::Avx512vnni) => Level::Avx512Vnni,
+        Some(Simd::Avx512bf16) => Level::Avx512Bf16,
+    };
+    if !level.is_available() {
+        let here: Vec<&str> = Level::available().iter().map(|l| l.name()).collect();
+        return Err(usage(
+            format!("this machine lacks the SIMD level {}", level.name()),
+            format!(
+                "it has {}; leave --simd and PUNA_SIMD out for the best",
+                here.join(", ")
+            ),
+        ));
+    }
+    let compute = match args.compute {
+        None | Some(Compute::Fast) => kernels::Compute::Fast,
+        Some(Compute::F32) => kernels::Compute::F32,
+    };
+    let threads = args.threads.unwrap_or_else(crate::machine::threads);
+    Ok(Arc::new(Kernels::new(level, compute, threads)?))
+}
+
+/// Opens the weights of MODEL (`None`: the default one).
+pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
+    refuse_unready(args)?;
+    let hub = hub(args.net)?;
+    let typed = typed.map_or_else(|| default_model(&hub), str::to_owned);
+    // Before a download, not after it.
+    let kernels = kernels(&args.machine)?;
+    let found = resolve(&hub, &typed)?;
+    let began = Instant::now();
+    let weights = model::open(&found.path, kernels)?;
+    Ok(Loaded {
+        name: found.name,
+        path: found.path,
+        weights: Arc::new(weights),
+        cache_type: cache_type(args),
+        began,
+    })
+}
+
+/// Options of the contract that this release cannot do are refused, not passed over.
+pub fn refuse_unready(args: &LoadArgs) -> Result<()> {
+    for (given, name) in [
+        (!args.adapter.is_empty(), "--adapter"),
+        (!args.control_vector.is_empty(), "--control-vector"),
+    ] {
+        if given {
+            return Err(usage(
+                format!("{name} is not in this release"),
+                format!("leave {name} out: the answer would be that of the bare model"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `--cache-type`; the reference mode keeps keys and values in f32 too.
+pub fn cache_type(args: &LoadArgs) -> KvType {
+    match (args.cache_type, args.machine.compute) {
+        (Some(CacheType::F16), _) => KvType::F16,
+        (Some(CacheType::Bf16), _) => KvType::Bf16,
+        (Some(CacheType::F32), _) => KvType::F32,
+        (Some(CacheType::Q8_0), _) => KvType::Q8_0,
+        (None, Some(Compute::F32)) => KvType::F32,
+        (None, _) => KvType::F16,
+    }
+}
+
+/// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
+/// what fits. `mapped` is the size of weights that memory has yet to hold.
+pub fn context(config: &Config, mapped: u64, ty: KvType, asked: Option<usize>) -> Result<usize> {
+    let Some(free) = available_memory() else {
+        return Ok(asked.unwrap_or(config.context));
+    };
+    plan(config, mapped, ty, asked, free)
+}
+
+fn plan(
+    config: &Config,
+    mapped: u64,
+    ty: KvType,
+    asked: Option<usize>,
+    free: u64,
+) -> Result<usize> {
+    let page = Cache::bytes_for(config, ty, PAGE)?.max(1);
+    let fixed = mapped.saturating_add(SCRATCH);
+    let pages = free.saturating_sub(fixed) / page;
+    let fits = usize::try_from(pages)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(PAGE);
+    let wanted = asked.unwrap_or(config.context.min(fits));
+    let short = wanted > fits || wanted == 0;
+    if !short {
+        if wanted > config.context {
+            tracing::warn!(
+                "--ctx {wanted}: the model was made for {} tokens; beyond them answers decay",
+                config.context
+            );
+        }
+        return Ok(wanted);
+    }
+    let free = size(free);
+    if fits == 0 {
+        let what = format!(
+            "the model needs {} of memory and {free} are free",
+            size(fixed)
+        );
+        return Err(failure(
+            Code::Memory,
+            what,
+            "choose a smaller model or end other programs",
+        ));
+    }
+    let cache = page.saturating_mul(wanted.div_ceil(PAGE) as u64);
+    Err(failure(
+        Code::Memory,
+        format!(
+            "a context of {wanted} tokens needs {} ({} for the model, {} for the cache) and {free} \
+             are free",
+            size(fixed.saturating_add(cache)),
+            size(fixed),
+            size(cache)
+        ),
+        format!(
+            "--ctx {} fits; --cache-type q8_0 needs about half of f16",
+            fits.min(config.context)
+        ),
+    ))
+}
+
+/// A session for the loaded model, in a context that fits in memory.
+pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
+    let weights = &loaded.weights;
+    let context = context(&weights.config, weights.bytes(), loaded.cache_type, ctx)?;
+    Ok(Session::new(weights.clone(), loaded.cache_type, context)?)
+}
+
+/// Where MODEL lies: a file or directory as typed, else what the hub knows or fetches. Bare
+/// tokenizer files are found in this way too.
+pub fn find(typed: &str, net: NetArgs) -> Result<PathBuf> {
+    let path = Path::new(typed);
+    if path.exists() {
+        return Ok(path.to_path_buf());
+    }
+    Ok(resolve(&hub(net)?, typed)?.path)
+}
+
+/// The tokenizer of MODEL, or a bare tokenizer file.
+pub fn tokenizer(typed: &str, net: NetArgs) -> Result<Tokenizer> {
+    tokenizer_of(&find(typed, net)?)
+}
+
+/// The tokenizer of a model's file or directory.
+pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
+    Ok(Tokenizer::open(path)?)
+}
+
+/// The text of a special token; empty if there is none.
+pub fn token_text(tokenizer: &Tokenizer, id: Option<u32>) -> String {
+    let bytes = id.and_then(|id| tokenizer.piece(id)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The source of a model's chat template; `tools`: the one for conversations with tools, if it has
+/// several.
+pub fn template_source(path: &Path, tools: bool) -> Result<String> {
+    let found = match files::detect(path)? {
+        Kind::HfDir => {
+            let dir = HfDir::open_without_weights(path)?;
+            text::find_template(&dir, tools).map(str::to_owned)
+        }
+        Kind::Gguf => {
+            let gguf = Gguf::open(path)?;
+            text::find_template(&gguf.metadata, tools).map(str::to_owned)
+        }
+        _ => Err(text::Error::NoTemplate),
+    };
+    Ok(found?)
+}
+
+/// The chat template of a model's file or directory, for conversations without tools.
+pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    let bos = token_text(tokenizer, tokenizer.bos());
+    let eos = token_text(tokenizer, tokenizer.eos());
+    Ok(ChatTemplate::new(
+        &template_source(path, false)?,
+        &bos,
+        &eos,
+    )?)
+}
+
+/// How conversations are rendered: no tools, the assistant's turn opened, today's date.
+pub fn render_options() -> RenderOptions {
+    RenderOptions::default()
+}
+
+/// A Hugging Face directory's generation_config.json.
+pub fn generation_config(path: &Path) -> Result<Option<Value>> {
+    let file = path.join("generation_config.json");
+    match file.is_file() {
+        true => Ok(Some(crate::input::json(&file)?)),
+        false => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let shape = model::shapes().iter().find(|s| s.name == "llama-3.2-1b");
+        shape
+            .expect("a shape of that name")
+            .config()
+            .expect("a sound configuration")
+    }
+
+    #[test]
+    fn the_plan_takes_the_models_context_if_it_fits() {
+        let config = config();
+        let all = plan(&config, 1 << 30, KvType::F16, None, 1 << 40);
+        assert_eq!(all.unwrap(), config.context);
+        let page = Cache::bytes_for(&config, KvType::F16, PAGE).unwrap();
+        let tight = (1 << 30) + SCRATCH + page * 10;
+        assert_eq!(
+            plan(&config, 1 << 30, KvType::F16, None, tight).unwrap(),
+            10 * PAGE
+        );
+        assert_eq!(
+            plan(&config, 1 << 30, KvType::F16, Some(300), tight).unwrap(),
+            300
+        );
+        let refused = plan(&config, 1 << 30, KvType::F16, Some(321), tight).unwrap_err();
+        let refused = crate::exit::classify(&refused);
+        assert_eq!(refused.code, Code::Memory);
+        assert!(refused.what.contains("321"), "{refused:?}");
+        assert!(refused.hint.unwrap().contains("--ctx 320 fits"));
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_is_refused() {
+        let refused = plan(&config(), 1 << 30, KvType::F16, None, 1 << 29).unwrap_err();
+        assert_eq!(crate::exit::classify(&refused).code, Code::Memory);
+        let absurd = plan(&config(), 1, KvType::F32, Some(usize::MAX), 1 << 40).unwrap_err();
+        assert_eq!(crate::exit::classify(&absurd).code, Code::Memory);
+    }
+
+    #[test]
+    fn the_reference_mode_caches_in_f32() {
+        let mut args = LoadArgs::default();
+        assert_eq!(cache_type(&args), KvType::F16);
+        args.machine.compute = Some(Compute::F32);
+        assert_eq!(cache_type(&args), KvType::F32);
+        args.cache_type = Some(CacheType::Q8_0);
+        assert_eq!(cache_type(&args), KvType::Q8_0);
+    }
+}

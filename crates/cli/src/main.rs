@@ -3,11 +3,19 @@
 //! Knows every room below it and wires them together. Nothing below this crate prints, exits or
 //! reads the process environment on its own account; nothing in this crate does arithmetic.
 
+#![expect(
+    unreachable_pub,
+    reason = "a binary has no door: `pub` means what the other modules may use"
+)]
+
 mod args;
 mod env;
 mod exit;
+mod input;
+mod interrupt;
 mod load;
 mod log;
+mod machine;
 mod out;
 mod progress;
 mod verbs;
@@ -16,6 +24,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     log::start();
+    interrupt::install();
     match args::parse(std::env::args_os()).and_then(verbs::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error),

@@ -1,7 +1,7 @@
 //! stdout is data. Every write may fail, and a closed pipe is reported as an `io::Error` that
 //! `exit` recognises: nothing here panics.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -16,9 +16,46 @@ pub fn raw(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// What a model says. On a terminal without control characters: a model (or who wrote its training
+/// text) must not move the cursor, set the title or answer for the keyboard.
+pub fn answer(text: &str) -> Result<()> {
+    if !std::io::stdout().is_terminal() {
+        return raw(text.as_bytes());
+    }
+    let tame: String = text
+        .chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect();
+    raw(tame.as_bytes())
+}
+
 /// One line of text.
 pub fn line(text: &str) -> Result<()> {
     raw(format!("{text}\n").as_bytes())
+}
+
+/// Many lines: stdout through a buffer.
+pub struct Lines(std::io::BufWriter<std::io::StdoutLock<'static>>);
+
+impl Lines {
+    pub fn new() -> Lines {
+        Lines(std::io::BufWriter::new(std::io::stdout().lock()))
+    }
+
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        self.0.write_all(text.as_bytes())?;
+        self.0.write_all(b"\n")?;
+        Ok(())
+    }
+
+    pub fn flush(&mut self) -> Result<()> {
+        Ok(self.0.flush()?)
+    }
+}
+
+/// One line for the person, on stderr: progress, warnings. A closed stderr is no reason to stop.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// One JSON value on one line.

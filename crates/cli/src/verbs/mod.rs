@@ -1,18 +1,23 @@
 //! The verbs, one file each. A verb is a function from its arguments to a result; this table is
 //! the only place that lists them all.
 
+mod answer;
 mod bench;
 mod completions;
 mod detokenize;
 mod doctor;
+mod infill;
+mod line;
 mod logits;
 mod man;
 mod perplexity;
 mod repl;
 mod run;
+mod sampling;
 mod store;
 mod template;
 mod tokenize;
+mod words;
 
 use anyhow::Result;
 

@@ -1,0 +1,187 @@
+//! Exit codes, error lines and hints; the environment; what this release refuses.
+
+mod common;
+
+use std::process::Stdio;
+
+use common::{Home, fixture, puna};
+
+#[test]
+fn wrong_usage_is_2_with_one_error_and_one_hint() {
+    for (args, what) in [
+        (&[][..], "subcommand"),
+        (&["rum"], "rum"),
+        (&["run", "--temprature", "1"], "temprature"),
+        (&["run", "--temperature", "warm"], "warm"),
+        (&["run", "--ctx", "0", "hello you"], "at least 1"),
+        (&["run", "--cache-type", "q4_0", "hello you"], "q4_0"),
+        (&["run", "--logit-bias", "7", "hello you"], "ID:B"),
+        (
+            &["run", "--logit-bias", "7:nan", "hello you"],
+            "not a number",
+        ),
+        (&["run", "--format", "yaml", "hello you"], "yaml"),
+        (&["run", "--raw", "--system", "x", "hello you"], "--system"),
+        (&["tokenize"], "<MODEL>"),
+        (&["logits", "x"], "--ids"),
+        (&["template"], "--messages"),
+        (&["completions"], "<SHELL>"),
+    ] {
+        let ran = puna(args);
+        ran.failed(2, what);
+        assert!(ran.stderr.contains("\nhint: "), "{ran:?}");
+        assert!(ran.stdout.is_empty(), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_near_miss_is_named() {
+    assert!(
+        puna(&["tokenise"])
+            .stderr
+            .contains("hint: did you mean `tokenize`?")
+    );
+    assert!(
+        puna(&["run", "--temprature", "1"])
+            .stderr
+            .contains("`--temperature`")
+    );
+}
+
+#[test]
+fn options_of_later_releases_are_refused() {
+    let model = fixture("models/llama3");
+    for option in ["--adapter", "--control-vector"] {
+        let ran = puna(&["run", "-m", &model, option, "x.gguf:0.5", "hello you"]);
+        ran.failed(2, &format!("{option} is not in this release"));
+        assert!(puna(&["run", "--help"]).text().contains(option));
+    }
+}
+
+#[test]
+fn unknown_models_are_3() {
+    let home = Home::new();
+    for args in [
+        &["run", "smollm3"][..],
+        &["run", "-m", "smollm3:135m", "hello you"],
+        &["run", "./missing.gguf"],
+        &["tokenize", "smollm3", "hello"],
+        &["detokenize", "missing/tokenizer.json", "1"],
+        &["run", "smollm2:135m", "hello you"],
+    ] {
+        let ran = home.run(args);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.contains("hint: "), "{ran:?}");
+    }
+    let near = home.run(&["run", "smollm3"]);
+    assert!(near.stderr.contains("smollm2:135m"), "{near:?}");
+}
+
+#[test]
+fn broken_model_files_are_4() {
+    let home = Home::new();
+    let path = home.dir.path().join("broken.gguf");
+    for bytes in [
+        &b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"[..],
+        b"",
+        b"hello",
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let path = path.to_str().unwrap();
+        for args in [
+            &["run", path, "hello you"][..],
+            &["tokenize", path, "hello"],
+        ] {
+            let ran = home.run(args);
+            assert_eq!(ran.code, Some(4), "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_level_this_machine_lacks_is_2() {
+    let level =
+        match cfg!(target_arch = "x86_64") && std::arch::is_x86_feature_detected!("avx512bf16") {
+            // Nothing to force on a machine that has them all, but a name that is none.
+            true => "avx1024",
+            false => "avx512bf16",
+        };
+    let home = Home::new().env("PUNA_SIMD", level);
+    home.run(&["run", &fixture("models/llama3"), "hello you"])
+        .failed(2, level);
+}
+
+#[test]
+fn empty_variables_count_as_unset_and_options_beat_them() {
+    let model = fixture("gguf/llama3.f32.gguf");
+    let args = [
+        "run", "-m", &model, "--raw", "-n", "1", "--seed", "1", "hello",
+    ];
+    let empty = ["THREADS", "SIMD", "COMPUTE", "OFFLINE", "MODEL", "HOME"]
+        .iter()
+        .fold(Home::new(), |home, name| {
+            home.env(&format!("PUNA_{name}"), "")
+        });
+    empty.run(&args).succeeded();
+    let odd = Home::new()
+        .env("PUNA_THREADS", "many")
+        .env("PUNA_PORT", "tcp://10.0.0.1:80");
+    odd.run(&args).failed(2, "many");
+    odd.run(&[&args[..], &["--threads", "1"]].concat())
+        .succeeded();
+    let offline = Home::new().env("PUNA_OFFLINE", "perhaps");
+    offline.run(&args).failed(2, "perhaps");
+}
+
+#[test]
+fn a_context_beyond_memory_is_5_with_the_nearest_that_fits() {
+    let model = fixture("models/llama3");
+    let ran = puna(&["run", &model, "--ctx", "999999999999", "hello you"]);
+    ran.failed(5, "999999999999");
+    assert!(ran.stderr.contains("hint: --ctx 256 fits"), "{ran:?}");
+}
+
+#[test]
+fn a_closed_stdout_is_a_quiet_end() {
+    let model = fixture("models/llama3");
+    for args in [
+        &["man"][..],
+        &["run", "--help"],
+        &["run", "-m", &model, "--raw", "-n", "32", "hello"],
+        &["tokenize", &model, "hello"],
+    ] {
+        let mut child = Home::new()
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?} {output:?}");
+        assert!(output.stderr.is_empty(), "{args:?} {output:?}");
+    }
+}
+
+#[test]
+fn the_log_goes_to_stderr_and_obeys_rust_log() {
+    let model = fixture("models/llama3");
+    let args = [
+        "run",
+        &model,
+        "--raw",
+        "-n",
+        "1",
+        "--ctx",
+        "512",
+        "--format",
+        "json",
+        "hello you",
+    ];
+    let loud = Home::new().run(&args);
+    assert!(loud.stderr.contains("made for 256 tokens"), "{loud:?}");
+    loud.json();
+    let quiet = Home::new().env("RUST_LOG", "error").run(&args);
+    assert!(quiet.stderr.is_empty(), "{quiet:?}");
+}
