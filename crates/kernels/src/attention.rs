@@ -10,7 +10,7 @@
 use crate::buffer::{Scratch, Shared};
 use crate::exp::softmax_row;
 use crate::kv::{GROUP, KvLayout, KvType, Q8_BLOCK};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 use std::ops::Range;
 
 /// Attention of some query rows of one sequence over its cached keys and values.
@@ -217,7 +217,7 @@ pub(crate) fn fused<S: Simd>(
         alone(split(&tile.spans[i]).0, i, sums);
     }
     if !tile.common.is_empty() {
-        let weights: [&[f32]; TILE] = std::array::from_fn(|i| {
+        let weights: [&[f32]; TILE] = array(|i| {
             if i < tile.count {
                 &scores[tile.place(i, &tile.common)]
             } else {
@@ -390,7 +390,7 @@ fn scores_tile<S: Simd, E: Element, const N: usize>(
     out: &mut [f32],
 ) {
     let layout = &field.layout;
-    let q: [&[f32]; N] = std::array::from_fn(|i| tile.q[i]);
+    let q: [&[f32]; N] = array(|i| tile.q[i]);
     let mut rows = out.chunks_exact_mut(tile.seen.len());
     let mut rows: [&mut [f32]; N] = std::array::from_fn(|_| rows.next().unwrap_or_default());
     let scale = s.splat(field.scale);
@@ -432,7 +432,7 @@ fn group_scores<S: Simd, E: Element, const N: usize>(
     let mut sums = [s.splat(0.0); N];
     for (b, (scale, elements)) in blocks.enumerate() {
         let scale = F16::load(s, scale);
-        let q = std::array::from_fn(|i| &q[i][b * Q8_BLOCK..]);
+        let q = array(|i| &q[i][b * Q8_BLOCK..]);
         let found = dots::<S, E, N>(s, elements, &q);
         for i in 0..N {
             sums[i] = s.fma(found[i], scale, sums[i]);
@@ -449,7 +449,7 @@ fn dots<S: Simd, E: Element, const N: usize>(s: S, elements: &[u8], q: &[&[f32];
     let pairs = elements.chunks_exact(2 * bytes);
     let count = pairs.len();
     let last = pairs.remainder();
-    let pairs_of_q: [&[[f32; 2]]; N] = std::array::from_fn(|i| &q[i].as_chunks().0[..count]);
+    let pairs_of_q: [&[[f32; 2]]; N] = array(|i| &q[i].as_chunks().0[..count]);
     let mut even = [s.splat(0.0); N];
     let mut odd = even;
     for (d, pair) in pairs.enumerate() {
@@ -466,7 +466,7 @@ fn dots<S: Simd, E: Element, const N: usize>(s: S, elements: &[u8], q: &[&[f32];
             even[i] = s.fma(s.splat(q[i][2 * count]), key, even[i]);
         }
     }
-    std::array::from_fn(|i| s.add(even[i], odd[i]))
+    array(|i| s.add(even[i], odd[i]))
 }
 
 /// Adds the values of `keys`, times each query's weights, to that query's row of
@@ -498,7 +498,7 @@ fn mix_tile<S: Simd, E: Element, const N: usize>(
     sums: &mut [f32],
 ) {
     let vectors = field.layout.padded() / LANES;
-    let weights: [&[f32]; N] = std::array::from_fn(|i| &weights[i][..keys.len()]);
+    let weights: [&[f32]; N] = array(|i| &weights[i][..keys.len()]);
     let mut v = 0;
     while v < vectors {
         let at = (kv_head, v);
@@ -527,8 +527,7 @@ fn mix_part<S: Simd, E: Element, const N: usize, const V: usize>(
     let head = layout.kv_heads * layout.key_head_bytes() + kv_head * layout.value_head_bytes();
     let (rows, _) = sums.as_chunks_mut::<LANES>();
     let place = |i: usize, v: usize| i * padded / LANES + first + v;
-    let mut acc: [[S::F; V]; N] =
-        std::array::from_fn(|i| std::array::from_fn(|v| s.load(&rows[place(i, v)])));
+    let mut acc: [[S::F; V]; N] = array(|i| array(|v| s.load(&rows[place(i, v)])));
     let mut t = keys.start;
     while t < keys.end {
         let slot = t % page;
@@ -538,7 +537,7 @@ fn mix_part<S: Simd, E: Element, const N: usize, const V: usize>(
         for j in 0..take {
             let row = &elements[(slot + j) * padded * E::BYTES..][..padded * E::BYTES];
             let row = &row[first * LANES * E::BYTES..][..V * LANES * E::BYTES];
-            let w: [f32; N] = std::array::from_fn(|i| weights[i][t - keys.start + j]);
+            let w: [f32; N] = array(|i| weights[i][t - keys.start + j]);
             for v in 0..V {
                 let value = E::load(s, &row[v * LANES * E::BYTES..][..LANES * E::BYTES]);
                 // Two vectors make a block of 32 with one scale.

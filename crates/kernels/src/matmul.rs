@@ -14,13 +14,15 @@
 
 use crate::buffer::{Buffer, Scratch, Shared};
 use crate::ops::Rounded;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 use crate::unpack::{self, BLOCK, Offsets, Unpacked};
 use crate::{Matrix, Type};
 use std::ops::Range;
 
 /// Panel size in bytes: a share of a core's second-level cache.
 const PANEL_BYTES: usize = 64 << 10;
+/// A share of a core's first-level cache for activations.
+const NEAR_BYTES: usize = 24 << 10;
 /// Rows of a panel are a multiple of every tile's rows.
 const ROWS: usize = 4;
 
@@ -30,7 +32,7 @@ pub struct Activations<'a> {
     pub(crate) n: usize,
     pub(crate) cols: usize,
     x: &'a [f32],
-    /// `x` with rows padded to whole vectors, where they are not.
+    /// `x` with rows padded to whole vectors on cache lines, where they are not.
     padded: Option<Buffer<f32>>,
     rounded: Option<RoundedRows>,
 }
@@ -59,7 +61,9 @@ impl<'a> Activations<'a> {
             x.len()
         );
         let n = x.len() / cols;
-        let padded = (floats && !cols.is_multiple_of(LANES)).then(|| {
+        // Vectors that straddle cache lines cost double; many tokens are worth a copy.
+        let aligned = x.as_ptr().align_offset(64) == 0 || n < 4;
+        let padded = (floats && !(aligned && cols.is_multiple_of(LANES))).then(|| {
             let mut padded = Buffer::zeros(n * vectors(cols));
             for (to, from) in padded
                 .as_mut()
@@ -108,14 +112,13 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// Row `token` as whole vectors.
+    /// All rows as whole vectors.
     #[inline(always)]
-    fn floats(&self, token: usize) -> &[[f32; LANES]] {
-        let (x, cols) = match &self.padded {
-            Some(padded) => (padded.as_ref(), vectors(self.cols)),
-            None => (self.x, self.cols),
-        };
-        x[token * cols..(token + 1) * cols].as_chunks().0
+    fn floats(&self) -> &[[f32; LANES]] {
+        match &self.padded {
+            Some(padded) => padded.as_ref().as_chunks().0,
+            None => self.x.as_chunks().0,
+        }
     }
 }
 
@@ -188,39 +191,84 @@ pub(crate) fn task<S: Simd>(s: S, job: &Job<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// Calls `tile(first row, rows, first token, tokens)` for tiles that cover the panel.
+/// Calls `$tile::<S, R, T>($args, first row, first token)` for tiles that cover the panel: some
+/// tokens that fit the nearest cache (`$fit`), over them all rows, over these the tokens in tiles.
 macro_rules! tiles {
-    ($s:ty, $rows:expr, $tokens:expr, $tile:ident, $($arg:expr),*) => {{
+    ($s:ty, $rows:expr, $tokens:expr, $fit:expr, $tile:ident, $($arg:expr),*) => {{
         let (rows, tokens) = ($rows, $tokens);
-        let mut t = 0;
-        while t < tokens {
-            let take = if <$s>::WIDE && tokens - t >= 4 { 4 } else if tokens - t >= 2 { 2 } else { 1 };
-            let mut r = 0;
-            while r < rows {
-                let left = rows - r;
-                r += match take {
-                    4 if left >= 4 => { $tile::<$s, 4, 4>($($arg),*, r, t); 4 }
-                    4 => { $tile::<$s, 1, 4>($($arg),*, r, t); 1 }
-                    2 if left >= 2 => { $tile::<$s, 2, 2>($($arg),*, r, t); 2 }
-                    2 => { $tile::<$s, 1, 2>($($arg),*, r, t); 1 }
-                    _ if left >= 4 => { $tile::<$s, 4, 1>($($arg),*, r, t); 4 }
-                    _ => { $tile::<$s, 1, 1>($($arg),*, r, t); 1 }
-                };
+        for first in (0..tokens).step_by($fit) {
+            let end = tokens.min(first + $fit);
+            for r in (0..rows).step_by(4) {
+                let four = rows - r >= 4;
+                let mut t = first;
+                while t < end {
+                    let take = match end - t {
+                        1 => 1,
+                        2 | 3 => 2,
+                        _ if <$s>::WIDE => 4,
+                        _ => 2,
+                    };
+                    match take {
+                        4 if four => $tile::<$s, 4, 4>($($arg),*, r, t),
+                        4 => {
+                            for r in r..rows {
+                                $tile::<$s, 1, 4>($($arg),*, r, t);
+                            }
+                        }
+                        2 if four => {
+                            $tile::<$s, 2, 2>($($arg),*, r, t);
+                            $tile::<$s, 2, 2>($($arg),*, r + 2, t);
+                        }
+                        2 => {
+                            for r in r..rows {
+                                $tile::<$s, 1, 2>($($arg),*, r, t);
+                            }
+                        }
+                        _ if four => $tile::<$s, 4, 1>($($arg),*, r, t),
+                        _ => {
+                            for r in r..rows {
+                                $tile::<$s, 1, 1>($($arg),*, r, t);
+                            }
+                        }
+                    }
+                    t += take;
+                }
             }
-            t += take;
         }
     }};
 }
 
-/// Adds the bias to one element and writes it.
+/// Tokens of `bytes` each that fit the nearest cache beside a tile's rows, in whole tiles.
 #[inline(always)]
-fn put(job: &Job<'_>, row: usize, token: usize, sum: f32) {
-    let sum = match job.bias {
-        Some(bias) => sum + bias[row],
-        None => sum,
+fn tokens_at_once(bytes: usize) -> usize {
+    (NEAR_BYTES / bytes.max(1) / 4 * 4).max(4)
+}
+
+/// Adds up the lanes of a tile and writes it from (row, token) on, with the bias.
+#[inline(always)]
+fn put_tile<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    job: &Job<'_>,
+    (row, token): (usize, usize),
+    sums: &[[S::F; T]; R],
+) {
+    let put = |r: usize, t: usize, sum: f32| {
+        let sum = job.bias.map_or(sum, |bias| sum + bias[row + r]);
+        // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
+        unsafe { job.out.set((token + t) * job.w.rows() + row + r, sum) }
     };
-    // SAFETY: the region's tasks have disjoint row ranges, and `row` is in this task's.
-    unsafe { job.out.set(token * job.w.rows() + row, sum) }
+    for t in 0..T {
+        if R == 4 {
+            let four = s.sum4(array(|r| sums[r % R][t]));
+            for (r, sum) in four.into_iter().enumerate() {
+                put(r, t, sum);
+            }
+        } else {
+            for (r, sums) in sums.iter().enumerate() {
+                put(r, t, s.sum(sums[t]));
+            }
+        }
+    }
 }
 
 /// Rows of floats, `[rows][vectors(cols)]`.
@@ -258,7 +306,15 @@ fn float_panel<S: Simd>(s: S, job: &Job<'_>, rows: Range<usize>, scratch: &mut S
         rows: panel,
         len: cols / LANES,
     };
-    tiles!(S, rows.len(), job.x.n, float_tile, s, &panel);
+    tiles!(
+        S,
+        rows.len(),
+        job.x.n,
+        tokens_at_once(4 * cols),
+        float_tile,
+        s,
+        &panel
+    );
 }
 
 /// A row of floats of `BYTES` each, 16 (`ALL` bytes) at a time, padded with zeros.
@@ -320,28 +376,19 @@ fn float_tile<S: Simd, const R: usize, const T: usize>(
     token: usize,
 ) {
     let len = panel.len;
-    let w: [_; R] = std::array::from_fn(|r| &panel.rows[(row + r) * len..][..len]);
-    let x: [_; T] = std::array::from_fn(|t| &panel.job.x.floats(token + t)[..len]);
+    let w: [_; R] = take(panel.rows, row, len);
+    let x: [_; T] = take(panel.job.x.floats(), token, len);
     let mut sums = [[s.splat(0.0); T]; R];
     for i in 0..len {
-        let x: [_; T] = std::array::from_fn(|t| s.load(&x[t][i]));
+        let loaded: [_; T] = array(|t| s.load(&x[t][i]));
         for r in 0..R {
             let w = s.load(&w[r][i]);
             for t in 0..T {
-                sums[r][t] = s.fma(w, x[t], sums[r][t]);
+                sums[r][t] = s.fma(w, loaded[t], sums[r][t]);
             }
         }
     }
-    for r in 0..R {
-        for t in 0..T {
-            put(
-                panel.job,
-                panel.first + row + r,
-                token + t,
-                s.sum(sums[r][t]),
-            );
-        }
-    }
+    put_tile(s, panel.job, (panel.first + row, token), &sums);
 }
 
 /// Unpacked rows: `q [rows][cols]`, `scale` and `offset` with rows padded to whole vectors of zeros.
@@ -410,13 +457,21 @@ fn integer_panel<S: Simd>(s: S, job: &Job<'_>, rows: Range<usize>, scratch: &mut
         },
         blocks: cols / BLOCK,
     };
-    tiles!(S, rows.len(), job.x.n, integer_tile, s, &panel);
+    tiles!(
+        S,
+        rows.len(),
+        job.x.n,
+        tokens_at_once(2 * cols),
+        integer_tile,
+        s,
+        &panel
+    );
 }
 
 /// `count` rows of `len` elements each, from row `first` on.
 #[inline(always)]
 fn take<E, const N: usize>(all: &[E], first: usize, len: usize) -> [&[E]; N] {
-    std::array::from_fn(|i| &all[(first + i) * len..][..len])
+    array(|i| &all[(first + i) * len..][..len])
 }
 
 /// R rows by T tokens of integer dot products with scales and offsets.
@@ -434,7 +489,9 @@ fn integer_tile<S: Simd, const R: usize, const T: usize>(
     let xs: [_; T] = take(panel.x.d, token, groups);
     let mut sums = [[s.splat(0.0); T]; R];
     let mut scales = [[[0.0; LANES]; T]; R];
-    for g in 0..groups {
+    let full = blocks / LANES;
+    for g in 0..full {
+        // Products of scales, 16 blocks at a time.
         for r in 0..R {
             for t in 0..T {
                 s.store(
@@ -443,13 +500,25 @@ fn integer_tile<S: Simd, const R: usize, const T: usize>(
                 );
             }
         }
-        let first = g * LANES;
-        for b in 0..LANES.min(blocks - first) {
+        let w: [_; R] = array(|r| &w[r].as_chunks::<LANES>().0[g]);
+        let x: [_; T] = array(|t| &x[t].as_chunks::<LANES>().0[g]);
+        for b in 0..LANES {
             for r in 0..R {
                 for t in 0..T {
-                    let dot = s.dot32(&w[r][first + b], &x[t][first + b]);
+                    let dot = s.dot32(&w[r][b], &x[t][b]);
                     sums[r][t] = s.fma(dot, s.splat(scales[r][t][b]), sums[r][t]);
                 }
+            }
+        }
+    }
+    // The last few one by one: the same products of the same scales.
+    for b in full * LANES..blocks {
+        let lane = b % LANES;
+        let xs: [_; T] = array(|t| s.splat(xs[t][full][lane]));
+        for r in 0..R {
+            let ws = s.splat(ws[r][full][lane]);
+            for t in 0..T {
+                sums[r][t] = s.fma(s.dot32(&w[r][b], &x[t][b]), s.mul(ws, xs[t]), sums[r][t]);
             }
         }
     }
@@ -470,14 +539,5 @@ fn integer_tile<S: Simd, const R: usize, const T: usize>(
             }
         }
     }
-    for r in 0..R {
-        for t in 0..T {
-            put(
-                panel.job,
-                panel.first + row + r,
-                token + t,
-                s.sum(sums[r][t]),
-            );
-        }
-    }
+    put_tile(s, panel.job, (panel.first + row, token), &sums);
 }

@@ -75,8 +75,8 @@ pub(crate) const Q_MAX: f32 = 32767.0;
 const TINY: f32 = 1e-30;
 
 /// One row of activations rounded to 16 bits, a block of 32 at a time: `x ≈ d q`,
-/// `sum16` and `sum32` the sums of `d q` over 16 and 32 values. A NaN or an infinity makes `d` NaN
-/// or infinite, and with it every product.
+/// `sum16` and `sum32` the sums of `d q` over 16 and 32 values. A NaN or an infinity makes `d` NaN,
+/// and with it every product.
 pub(crate) struct Rounded<'a> {
     pub(crate) q: &'a mut [i16],
     pub(crate) d: &'a mut [f32],
@@ -86,7 +86,9 @@ pub(crate) struct Rounded<'a> {
 
 /// Rounds one row; `x` holds whole blocks and the parts of `to` are at least as long as needed.
 #[inline(always)]
-pub(crate) fn round_row<S: Simd>(_: S, x: &[f32], to: &mut Rounded<'_>) {
+pub(crate) fn round_row<S: Simd>(s: S, x: &[f32], to: &mut Rounded<'_>) {
+    let zero = s.splat(0.0);
+    let magnitude = |x| s.max(x, s.sub(zero, x));
     let blocks = x
         .as_chunks::<32>()
         .0
@@ -99,25 +101,24 @@ pub(crate) fn round_row<S: Simd>(_: S, x: &[f32], to: &mut Rounded<'_>) {
         .iter_mut()
         .zip(&mut *to.sum32);
     for (((x, q), d), (sum16, sum32)) in blocks.zip(&mut *to.d).zip(sums) {
-        // As integers, magnitudes order like floats, with infinity and then NaN on top.
-        let largest = x.iter().fold(0, |m, x| (x.to_bits() & 0x7fff_ffff).max(m));
-        let largest = f32::from_bits(largest);
+        let [low, high] = [s.load(half_of(x, 0)), s.load(half_of(x, 1))];
+        let largest = s.largest(s.max(magnitude(low), magnitude(high)));
+        // Zero times a number is zero, times anything else NaN.
+        let poison = s.sum(s.fma(low, zero, s.mul(high, zero)));
         let tiny = largest < TINY;
-        *d = if tiny { 0.0 } else { largest / Q_MAX };
-        let inverse = if tiny { 0.0 } else { Q_MAX / largest };
-        for (x, q) in x.iter().zip(q.iter_mut()) {
-            *q = nearest(x * inverse);
-        }
-        let sum = |q: &[i16]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
-        let (low, high) = (sum(&q[..16]), sum(&q[16..]));
-        *sum16 = [*d * low as f32, *d * high as f32];
-        *sum32 = *d * (low + high) as f32;
+        *d = if tiny { 0.0 } else { largest / Q_MAX } + poison;
+        let inverse = s.splat(if tiny { 0.0 } else { Q_MAX / largest });
+        let (low, high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
+        s.store_int(s.to_int(low, high), q);
+        // Sums of integers below 2^20: exact.
+        let (low, high) = (s.sum(low), s.sum(high));
+        *sum16 = [*d * low, *d * high];
+        *sum32 = *d * (low + high);
     }
 }
 
-/// The nearest integer, ties to even, of a value within ±32767.5; anything for others.
+/// The first or the second 16 of 32 values.
 #[inline(always)]
-fn nearest(x: f32) -> i16 {
-    // 1.5 · 2^23 leaves the integer in the low bits of the sum; its low 16 are the result's.
-    (x + 12_582_912.0).to_bits() as i16
+fn half_of(x: &[f32; 32], i: usize) -> &[f32; LANES] {
+    &x.as_chunks().0[i]
 }

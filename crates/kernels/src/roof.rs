@@ -94,9 +94,9 @@ impl Kernels {
         self.pool.threads()
     }
 
-    /// The pool, for the probes of `limits`.
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
+    /// The pool and the table, for the probes of `limits`.
+    pub(crate) fn parts(&self) -> (&Pool, &Table) {
+        (&self.pool, &self.table)
     }
 
     /// Prepares rows of activations `x [n, cols]` for products with weights of `for_types`; one

@@ -5,14 +5,15 @@
 //! into the integers. Every factor of a scale is exact in f32 and every product but the last as
 //! well, so that the form gives the bits of `dequantize` (up to the sign of a zero).
 //!
-//! The loops are plain Rust over arrays of constant length, written so that the compiler turns
-//! each into a few vector instructions inside the level's functions.
+//! Each format is one short loop over its blocks in terms of the level's vectors of 32 integers; see
+//! `blocks` for the layouts.
 
 use crate::Type;
 use crate::blocks::{E2M1_DOUBLED, IQ4_VALUES, e8m0_half, scales_and_mins};
-use crate::simd::Simd;
+use crate::simd::{Simd, array};
 
-/// Values that share a scale.
+/// Values that share a scale. Exact: |q| is at most 4096 (32 · 128, Q6_K with its scale), |x| at most
+/// 32768, and a lane of `Simd::dot32` adds two products, so at most 2^28, far below 2^31.
 pub(crate) const BLOCK: usize = 32;
 
 /// How many values share an offset, or none.
@@ -39,12 +40,6 @@ pub(crate) struct Unpacked<'a> {
     pub(crate) scale: &'a mut [f32],
     pub(crate) offset: &'a mut [f32],
 }
-
-/// Largest |q| of any type: 31 for five bits, 128 for Q8_0, 32 · 128 for Q6_K with its scale.
-///
-/// `Simd::dot32` adds products in pairs: 2 · 32767 · 4096 is far below 2^31.
-#[cfg(test)]
-pub(crate) const LARGEST: i32 = 4096;
 
 /// Unpacks one row of a quantised type. Panics if lengths do not fit (checked by `Matrix`).
 #[inline(always)]
@@ -82,27 +77,6 @@ fn half<S: Simd>(s: S, block: &[u8], at: usize) -> f32 {
     s.f16(u16::from_le_bytes(*part(block, at)))
 }
 
-/// 16 bytes of nibbles in split halves, minus `zero`.
-#[inline(always)]
-fn nibbles(bytes: &[u8; 16], zero: i16, q: &mut [i16; 32]) {
-    for (i, b) in bytes.iter().enumerate() {
-        q[i] = i16::from(b & 15) - zero;
-        q[i + 16] = i16::from(b >> 4) - zero;
-    }
-}
-
-/// Adds 16 where the bit of that index is set.
-#[inline(always)]
-fn fifth_bits(bits: u32, q: &mut [i16; 32]) {
-    // The low and the high half of the word shift apart, in 16-bit lanes.
-    let halves = [bits as u16, (bits >> 16) as u16];
-    for (half, q) in halves.iter().zip(q.as_chunks_mut::<16>().0) {
-        for (i, q) in q.iter_mut().enumerate() {
-            *q += ((half >> i & 1) << 4).cast_signed();
-        }
-    }
-}
-
 #[inline(always)]
 fn q4_0<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
     let blocks = data.as_chunks::<18>().0;
@@ -112,7 +86,7 @@ fn q4_0<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .zip(&mut *to.scale)
     {
         *scale = half(s, b, 0);
-        nibbles(part(b, 2), 8, q);
+        s.store_int(s.add_int(s.nibbles(part(b, 2)), s.halves(-8, -8)), q);
     }
 }
 
@@ -122,7 +96,7 @@ fn q4_1<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
     for (((b, q), scale), offset) in blocks.zip(&mut *to.scale).zip(&mut *to.offset) {
         *scale = half(s, b, 0);
         *offset = half(s, b, 2);
-        nibbles(part(b, 4), 0, q);
+        s.store_int(s.nibbles(part(b, 4)), q);
     }
 }
 
@@ -135,8 +109,11 @@ fn q5_0<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .zip(&mut *to.scale)
     {
         *scale = half(s, b, 0);
-        nibbles(part(b, 6), 16, q);
-        fifth_bits(u32::from_le_bytes(*part(b, 2)), q);
+        let n = s.add_int(
+            s.nibbles(part(b, 6)),
+            s.sixteens(u32::from_le_bytes(*part(b, 2))),
+        );
+        s.store_int(s.add_int(n, s.halves(-16, -16)), q);
     }
 }
 
@@ -146,8 +123,11 @@ fn q5_1<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
     for (((b, q), scale), offset) in blocks.zip(&mut *to.scale).zip(&mut *to.offset) {
         *scale = half(s, b, 0);
         *offset = half(s, b, 2);
-        nibbles(part(b, 8), 0, q);
-        fifth_bits(u32::from_le_bytes(*part(b, 4)), q);
+        let n = s.add_int(
+            s.nibbles(part(b, 8)),
+            s.sixteens(u32::from_le_bytes(*part(b, 4))),
+        );
+        s.store_int(n, q);
     }
 }
 
@@ -156,14 +136,11 @@ fn q8_0<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
     let blocks = data.as_chunks::<34>().0;
     for ((b, q), scale) in blocks
         .iter()
-        .zip(to.q.as_chunks_mut::<32>().0)
+        .zip(to.q.as_chunks_mut().0)
         .zip(&mut *to.scale)
     {
         *scale = half(s, b, 0);
-        let bytes: &[u8; 32] = part(b, 2);
-        for (q, byte) in q.iter_mut().zip(bytes) {
-            *q = i16::from(byte.cast_signed());
-        }
+        s.store_int(s.widen_signed(part(b, 2)), q);
     }
 }
 
@@ -173,38 +150,25 @@ fn q2_k<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<84>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<256>().0);
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     let scales = to.scale.as_chunks_mut::<8>().0.iter_mut();
     for (((b, q), scale), offset) in blocks.zip(scales).zip(to.offset.as_chunks_mut::<16>().0) {
         let (d, dmin) = (half(s, b, 80), half(s, b, 82));
         let sub: &[u8; 16] = part(b, 0);
         *scale = [d; 8];
-        for (offset, sub) in offset.iter_mut().zip(sub) {
-            *offset = -(dmin * f32::from(sub >> 4));
-        }
+        let mins = s.load_i8(&sub.map(|sub| sub >> 4));
+        s.store(s.mul(s.splat(-dmin), mins), offset);
+        let sub = sub.map(|sub| i16::from(sub & 15));
         for h in 0..2 {
-            let bytes: &[u8; 32] = part(b, 16 + 32 * h);
+            let bytes = s.widen(part(b, 16 + 32 * h));
             for k in 0..4 {
-                two_bits(bytes, k, 0, &mut q[128 * h + 32 * k..][..32], |j| {
-                    i16::from(sub[8 * h + 2 * k + j] & 15)
-                });
+                let j = 4 * h + k;
+                let n = s.and(s.shr(bytes, 2 * k as u32), 3);
+                s.store_int(
+                    s.mul_int(n, s.halves(sub[2 * j], sub[2 * j + 1])),
+                    &mut q[j],
+                );
             }
-        }
-    }
-}
-
-/// Bits 2k of 32 bytes, minus `zero`, times the scale of each half.
-#[inline(always)]
-fn two_bits(bytes: &[u8; 32], k: usize, zero: i16, q: &mut [i16], scale: impl Fn(usize) -> i16) {
-    let halves = bytes
-        .as_chunks::<16>()
-        .0
-        .iter()
-        .zip(q.as_chunks_mut::<16>().0);
-    for (j, (bytes, q)) in halves.enumerate() {
-        let scale = scale(j);
-        for (byte, q) in bytes.iter().zip(q) {
-            *q = (i16::from(byte >> (2 * k) & 3) - zero) * scale;
         }
     }
 }
@@ -215,49 +179,52 @@ fn q3_k<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<110>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<256>().0);
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     for ((b, q), scale) in blocks.zip(to.scale.as_chunks_mut::<8>().0) {
         *scale = [half(s, b, 108); 8];
-        let (hmask, sub) = (part::<32>(b, 0), q3_k_scales(part(b, 96)));
+        let (high, sub) = (s.widen(part(b, 0)), q3_k_scales(part(b, 96)));
         for h in 0..2 {
-            let bytes: &[u8; 32] = part(b, 32 + 32 * h);
+            let bytes = s.widen(part(b, 32 + 32 * h));
             for k in 0..4 {
-                let q = &mut q[128 * h + 32 * k..][..32];
-                for (j, q) in q.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                    let scale = sub[8 * h + 2 * k + j];
-                    for (i, q) in q.iter_mut().enumerate() {
-                        let (low, high) = (bytes[16 * j + i], hmask[16 * j + i]);
-                        let n = low >> (2 * k) & 3 | (high >> (4 * h + k) & 1) << 2;
-                        *q = (i16::from(n) - 4) * scale;
-                    }
-                }
+                let j = 4 * h + k;
+                let low = s.and(s.shr(bytes, 2 * k as u32), 3);
+                let high = s.shl(s.and(s.shr(high, j as u32), 1), 2);
+                let n = s.add_int(s.add_int(low, high), s.halves(-4, -4));
+                s.store_int(
+                    s.mul_int(n, s.halves(sub[2 * j], sub[2 * j + 1])),
+                    &mut q[j],
+                );
             }
         }
     }
 }
 
-/// The sixteen 6-bit scales of Q3_K, minus 32.
+/// The sixteen 6-bit scales of Q3_K, minus 32; four bytes to a word.
 #[inline(always)]
 fn q3_k_scales(bytes: &[u8; 12]) -> [i16; 16] {
-    std::array::from_fn(|j| {
-        let low = if j < 8 {
-            bytes[j] & 15
-        } else {
-            bytes[j - 8] >> 4
-        };
-        i16::from(low | (bytes[8 + j % 4] >> (2 * (j / 4)) & 3) << 4) - 32
-    })
+    let word = |i: usize| u32::from_le_bytes(*part(bytes, i));
+    let (a, b, top) = (word(0), word(4), word(8));
+    let high = |i: u32| (top >> (2 * i) & 0x0303_0303) << 4;
+    let low = 0x0f0f_0f0f;
+    let words = [
+        a & low | high(0),
+        b & low | high(1),
+        a >> 4 & low | high(2),
+        b >> 4 & low | high(3),
+    ];
+    array(|j| i16::from(words[j / 4].to_le_bytes()[j % 4]) - 32)
 }
 
 /// Scales and offsets of Q4_K and Q5_K, which begin alike.
 #[inline(always)]
 fn k_scales<S: Simd>(s: S, block: &[u8], scale: &mut [f32; 8], offset: &mut [f32; 8]) {
     let (d, dmin) = (half(s, block, 0), half(s, block, 2));
-    let (sub, mins) = scales_and_mins(part(block, 4));
-    for i in 0..8 {
-        scale[i] = d * f32::from(sub[i]);
-        offset[i] = -(dmin * f32::from(mins[i]));
-    }
+    let both = scales_and_mins(part(block, 4));
+    let factors = array(|i| if i < 8 { d } else { -dmin });
+    let mut all = [0.0; 16];
+    s.store(s.mul(s.load_i8(&both), s.load(&factors)), &mut all);
+    scale.copy_from_slice(&all[..8]);
+    offset.copy_from_slice(&all[8..]);
 }
 
 #[inline(always)]
@@ -266,16 +233,14 @@ fn q4_k<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<144>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<64>().0.chunks_exact_mut(4));
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     let scales = to.scale.as_chunks_mut().0.iter_mut();
     for (((b, q), scale), offset) in blocks.zip(scales).zip(to.offset.as_chunks_mut().0) {
         k_scales(s, b, scale, offset);
-        for (i, q) in q.iter_mut().enumerate() {
-            let bytes: &[u8; 32] = part(b, 16 + 32 * i);
-            for (l, byte) in bytes.iter().enumerate() {
-                q[l] = i16::from(byte & 15);
-                q[l + 32] = i16::from(byte >> 4);
-            }
+        for i in 0..4 {
+            let bytes = s.widen(part(b, 16 + 32 * i));
+            s.store_int(s.and(bytes, 15), &mut q[2 * i]);
+            s.store_int(s.shr(bytes, 4), &mut q[2 * i + 1]);
         }
     }
 }
@@ -286,17 +251,19 @@ fn q5_k<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<176>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<64>().0.chunks_exact_mut(4));
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     let scales = to.scale.as_chunks_mut().0.iter_mut();
     for (((b, q), scale), offset) in blocks.zip(scales).zip(to.offset.as_chunks_mut().0) {
         k_scales(s, b, scale, offset);
-        let high: &[u8; 32] = part(b, 16);
-        for (i, q) in q.iter_mut().enumerate() {
-            let bytes: &[u8; 32] = part(b, 48 + 32 * i);
-            for l in 0..32 {
-                q[l] = i16::from(bytes[l] & 15 | (high[l] >> (2 * i) & 1) << 4);
-                q[l + 32] = i16::from(bytes[l] >> 4 | (high[l] >> (2 * i + 1) & 1) << 4);
-            }
+        let high = s.widen(part(b, 16));
+        let fifth = |g: usize| s.shl(s.and(s.shr(high, g as u32), 1), 4);
+        for i in 0..4 {
+            let bytes = s.widen(part(b, 48 + 32 * i));
+            s.store_int(s.add_int(s.and(bytes, 15), fifth(2 * i)), &mut q[2 * i]);
+            s.store_int(
+                s.add_int(s.shr(bytes, 4), fifth(2 * i + 1)),
+                &mut q[2 * i + 1],
+            );
         }
     }
 }
@@ -307,36 +274,29 @@ fn q6_k<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<210>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<256>().0);
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     for ((b, q), scale) in blocks.zip(to.scale.as_chunks_mut::<8>().0) {
         *scale = [half(s, b, 208); 8];
         let sub: &[u8; 16] = part(b, 192);
+        let sub = sub.map(|sub| i16::from(sub.cast_signed()));
         for h in 0..2 {
-            let high: &[u8; 32] = part(b, 128 + 32 * h);
+            let high = s.widen(part(b, 128 + 32 * h));
+            let low = [s.widen(part(b, 64 * h)), s.widen(part(b, 64 * h + 32))];
             for k in 0..4 {
-                let low: &[u8; 32] = part(b, 64 * h + 32 * (k % 2));
-                let q = &mut q[128 * h + 32 * k..][..32];
-                for (j, q) in q.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                    let scale = i16::from(sub[8 * h + 2 * k + j].cast_signed());
-                    for (i, q) in q.iter_mut().enumerate() {
-                        let low = low[16 * j + i] >> (4 * (k / 2)) & 15;
-                        let n = low | (high[16 * j + i] >> (2 * k) & 3) << 4;
-                        *q = (i16::from(n) - 32) * scale;
-                    }
-                }
+                let j = 4 * h + k;
+                let low = if k < 2 {
+                    s.and(low[k], 15)
+                } else {
+                    s.shr(low[k - 2], 4)
+                };
+                let high = s.shl(s.and(s.shr(high, 2 * k as u32), 3), 4);
+                let n = s.add_int(s.add_int(low, high), s.halves(-32, -32));
+                s.store_int(
+                    s.mul_int(n, s.halves(sub[2 * j], sub[2 * j + 1])),
+                    &mut q[j],
+                );
             }
         }
-    }
-}
-
-/// 16 bytes of nibbles in split halves that index a table.
-#[inline(always)]
-fn table_nibbles<S: Simd>(s: S, table: &[i8; 16], bytes: &[u8; 16], q: &mut [i16; 32]) {
-    let low = s.lookup(table, &bytes.map(|b| b & 15));
-    let high = s.lookup(table, &bytes.map(|b| b >> 4));
-    for i in 0..16 {
-        q[i] = i16::from(low[i]);
-        q[i + 16] = i16::from(high[i]);
     }
 }
 
@@ -349,7 +309,7 @@ fn iq4_nl<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .zip(&mut *to.scale)
     {
         *scale = half(s, b, 0);
-        table_nibbles(s, &IQ4_VALUES, part(b, 2), q);
+        s.store_int(s.lookup(&IQ4_VALUES, part(b, 2)), q);
     }
 }
 
@@ -359,15 +319,15 @@ fn iq4_xs<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .as_chunks::<136>()
         .0
         .iter()
-        .zip(to.q.as_chunks_mut::<256>().0);
+        .zip(to.q.as_chunks_mut::<32>().0.chunks_exact_mut(8));
     for ((b, q), scale) in blocks.zip(to.scale.as_chunks_mut::<8>().0) {
         let d = half(s, b, 0);
         let high = u16::from_le_bytes(*part(b, 2));
-        for (g, q) in q.as_chunks_mut().0.iter_mut().enumerate() {
+        for g in 0..8 {
             let low = b[4 + g / 2] >> (4 * (g % 2)) & 15;
             let sub = i16::from(low) | ((high >> (2 * g) & 3) << 4).cast_signed();
             scale[g] = d * f32::from(sub - 32);
-            table_nibbles(s, &IQ4_VALUES, part(b, 8 + 16 * g), q);
+            s.store_int(s.lookup(&IQ4_VALUES, part(b, 8 + 16 * g)), &mut q[g]);
         }
     }
 }
@@ -381,6 +341,6 @@ fn mxfp4<S: Simd>(s: S, data: &[u8], to: &mut Unpacked<'_>) {
         .zip(&mut *to.scale)
     {
         *scale = e8m0_half(b[0]);
-        table_nibbles(s, &E2M1_DOUBLED, part(b, 1), q);
+        s.store_int(s.lookup(&E2M1_DOUBLED, part(b, 1)), q);
     }
 }

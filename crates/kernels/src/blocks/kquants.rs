@@ -4,6 +4,7 @@
 //! g = e/32 (sub-block of 32), j = e/16 (sub-block of 16).
 
 use super::f16_at;
+use crate::simd::array;
 
 /// scales u8 [16] @0 (low nibble scale, high nibble min), 2-bit q [64] @16, d f16 @80, dmin f16 @82:
 /// d scale n - dmin min, with n bits 2k of byte 32h + l
@@ -82,15 +83,13 @@ fn scale_and_min(s: &[u8], g: usize) -> (u8, u8) {
     }
 }
 
-/// All eight scales and mins at once, four bytes to a word: the fast form of `scale_and_min`.
+/// All eight scales, then all eight mins, four bytes to a word: the fast form of `scale_and_min`.
 #[inline(always)]
-pub(crate) fn scales_and_mins(s: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(crate) fn scales_and_mins(s: &[u8; 12]) -> [u8; 16] {
     let word = |i: usize| u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]]);
     let (a, b, c) = (word(0), word(4), word(8));
-    let both = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let (six, four) = (0x3f3f_3f3f, 0x0f0f_0f0f);
     let top = |x: u32| (x >> 6 & 0x0303_0303) << 4;
-    (
-        both(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | top(a)),
-        both(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | top(b)),
-    )
+    let words = [a & six, c & four | top(a), b & six, c >> 4 & four | top(b)];
+    array(|i| words[i / 4].to_le_bytes()[i % 4])
 }

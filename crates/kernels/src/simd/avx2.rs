@@ -21,8 +21,12 @@ impl Avx2 {
 /// Lanes 0..8 and 8..16.
 type Pair = (__m256, __m256);
 
+/// Lanes 0..16 and 16..32.
+type Ints = (__m256i, __m256i);
+
 impl Simd for Avx2 {
     type F = Pair;
+    type I = Ints;
 
     const WIDE: bool = false;
 
@@ -177,6 +181,22 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn sum4(self, x: [Pair; 4]) -> [f32; 4] {
+        // SAFETY: see above.
+        unsafe {
+            let x = x.map(|x| {
+                let x = _mm256_add_ps(x.0, x.1);
+                _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x))
+            });
+            let a = _mm_add_ps(_mm_movelh_ps(x[0], x[1]), _mm_movehl_ps(x[1], x[0]));
+            let b = _mm_add_ps(_mm_movelh_ps(x[2], x[3]), _mm_movehl_ps(x[3], x[2]));
+            let (even, odd) = (_mm_shuffle_ps::<0x88>(a, b), _mm_shuffle_ps::<0xdd>(a, b));
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(even, odd));
+            out
+        }
+    }
+    #[inline(always)]
     fn largest(self, x: Pair) -> f32 {
         // SAFETY: see above.
         unsafe {
@@ -197,16 +217,140 @@ impl Simd for Avx2 {
             (_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
         }
     }
+
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; 16]) -> [i8; 16] {
-        let mut out = [0; 16];
+    fn to_int(self, low: Pair, high: Pair) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            // Packing works within 128 bits; the permutation puts the quarters in order.
+            let pack = |x: Pair| {
+                let both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+                _mm256_permute4x64_epi64::<0b1101_1000>(both)
+            };
+            (pack(low), pack(high))
+        }
+    }
+    #[inline(always)]
+    fn widen(self, bytes: &[u8; 32]) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let at = bytes.as_ptr().cast::<__m128i>();
+            (
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(at)),
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(1))),
+            )
+        }
+    }
+    #[inline(always)]
+    fn widen_signed(self, bytes: &[u8; 32]) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let at = bytes.as_ptr().cast::<__m128i>();
+            (
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(1))),
+            )
+        }
+    }
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let v = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+            (
+                _mm256_and_si256(v, _mm256_set1_epi16(15)),
+                _mm256_srli_epi16::<4>(v),
+            )
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> Ints {
         // SAFETY: see above.
         unsafe {
             let table = _mm_loadu_si128(table.as_ptr().cast());
-            let indices = _mm_loadu_si128(indices.as_ptr().cast());
-            let found = _mm_shuffle_epi8(table, indices);
-            _mm_storeu_si128(out.as_mut_ptr().cast(), found);
+            let v = _mm_loadu_si128(bytes.as_ptr().cast());
+            let mask = _mm_set1_epi8(15);
+            let low = _mm_shuffle_epi8(table, _mm_and_si128(v, mask));
+            let high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(v), mask));
+            (_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high))
         }
-        out
+    }
+    #[inline(always)]
+    fn sixteens(self, bits: u32) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            const BITS: [i16; 16] = [
+                1,
+                2,
+                4,
+                8,
+                16,
+                32,
+                64,
+                128,
+                256,
+                512,
+                1024,
+                2048,
+                4096,
+                8192,
+                16384,
+                i16::MIN,
+            ];
+            let each = _mm256_loadu_si256(BITS.as_ptr().cast());
+            let of = |bits: u32| {
+                let set = _mm256_and_si256(_mm256_set1_epi16(bits as i16), each);
+                _mm256_and_si256(_mm256_cmpeq_epi16(set, each), _mm256_set1_epi16(16))
+            };
+            (of(bits), of(bits >> 16))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> Ints {
+        // SAFETY: see above.
+        unsafe { (_mm256_set1_epi16(low), _mm256_set1_epi16(high)) }
+    }
+    #[inline(always)]
+    fn add_int(self, a: Ints, b: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe { (_mm256_add_epi16(a.0, b.0), _mm256_add_epi16(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn mul_int(self, a: Ints, b: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe { (_mm256_mullo_epi16(a.0, b.0), _mm256_mullo_epi16(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn and(self, a: Ints, mask: i16) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let mask = _mm256_set1_epi16(mask);
+            (_mm256_and_si256(a.0, mask), _mm256_and_si256(a.1, mask))
+        }
+    }
+    #[inline(always)]
+    fn shr(self, a: Ints, by: u32) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let by = _mm_cvtsi32_si128(by.cast_signed());
+            (_mm256_srl_epi16(a.0, by), _mm256_srl_epi16(a.1, by))
+        }
+    }
+    #[inline(always)]
+    fn shl(self, a: Ints, by: u32) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let by = _mm_cvtsi32_si128(by.cast_signed());
+            (_mm256_sll_epi16(a.0, by), _mm256_sll_epi16(a.1, by))
+        }
+    }
+    #[inline(always)]
+    fn store_int(self, x: Ints, to: &mut [i16; 32]) {
+        // SAFETY: see above.
+        unsafe {
+            let at = to.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(at, x.0);
+            _mm256_storeu_si256(at.add(1), x.1);
+        }
     }
 }

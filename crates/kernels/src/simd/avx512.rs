@@ -20,6 +20,7 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type F = __m512;
+    type I = __m512i;
 
     const WIDE: bool = true;
 
@@ -135,6 +136,30 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn sum4(self, x: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: see above.
+        unsafe {
+            // Halves of two vectors beside each other, then quarters of four; after that all four
+            // sums go on in their own 128 bits.
+            let pair = |a, b| {
+                _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0x44>(a, b),
+                    _mm512_shuffle_f32x4::<0xee>(a, b),
+                )
+            };
+            let (a, b) = (pair(x[0], x[1]), pair(x[2], x[3]));
+            let x = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(a, b),
+                _mm512_shuffle_f32x4::<0xdd>(a, b),
+            );
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0x4e>(x));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0xb1>(x));
+            let mut out = [0.0; 16];
+            _mm512_storeu_ps(out.as_mut_ptr(), x);
+            [out[0], out[4], out[8], out[12]]
+        }
+    }
+    #[inline(always)]
     fn largest(self, x: __m512) -> f32 {
         // SAFETY: see above.
         unsafe {
@@ -154,16 +179,91 @@ impl Simd for Avx512 {
             _mm512_cvtepi32_ps(_mm512_madd_epi16(w, x))
         }
     }
+
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; 16]) -> [i8; 16] {
-        let mut out = [0; 16];
+    fn to_int(self, low: __m512, high: __m512) -> __m512i {
         // SAFETY: see above.
         unsafe {
-            let table = _mm_loadu_si128(table.as_ptr().cast());
-            let indices = _mm_loadu_si128(indices.as_ptr().cast());
-            let found = _mm_shuffle_epi8(table, indices);
-            _mm_storeu_si128(out.as_mut_ptr().cast(), found);
+            let low = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(low));
+            let high = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(high));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
-        out
     }
+    #[inline(always)]
+    fn widen(self, bytes: &[u8; 32]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn widen_signed(self, bytes: &[u8; 32]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepu8_epi16(nibbles(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            let indices = nibbles(_mm_loadu_si128(bytes.as_ptr().cast()));
+            _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(table, indices))
+        }
+    }
+    #[inline(always)]
+    fn sixteens(self, bits: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_maskz_set1_epi16(bits, 16) }
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_set1_epi16(low));
+            _mm512_inserti64x4::<1>(low, _mm256_set1_epi16(high))
+        }
+    }
+    #[inline(always)]
+    fn add_int(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn mul_int(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_mullo_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, mask: i16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(a, _mm512_set1_epi16(mask)) }
+    }
+    #[inline(always)]
+    fn shr(self, a: __m512i, by: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_srl_epi16(a, _mm_cvtsi32_si128(by.cast_signed())) }
+    }
+    #[inline(always)]
+    fn shl(self, a: __m512i, by: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(by.cast_signed())) }
+    }
+    #[inline(always)]
+    fn store_int(self, x: __m512i, to: &mut [i16; 32]) {
+        // SAFETY: see above.
+        unsafe {
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), x);
+        }
+    }
+}
+
+/// Low nibbles of 16 bytes, then their high nibbles, as bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(v: __m128i) -> __m256i {
+    let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(v), _mm_srli_epi16::<4>(v));
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
 }

@@ -19,11 +19,24 @@ pub(crate) mod table;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// `[f(0), f(1), ...]`. Unlike `std::array::from_fn` always inlined: a function left outside would
+/// be compiled without the level's instructions.
+#[inline(always)]
+pub(crate) fn array<T: Copy, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
+    let mut all = [f(0); N];
+    for (i, x) in all.iter_mut().enumerate().skip(1) {
+        *x = f(i);
+    }
+    all
+}
+
 /// The vector primitives of one level. A value of the implementing type is the proof that the
 /// processor has the level's instructions: it can only be made by an unsafe constructor.
 pub(crate) trait Simd: Copy {
     /// 16 lanes of f32.
     type F: Copy;
+    /// 32 lanes of i16.
+    type I: Copy;
 
     /// Enough registers for tiles of 4 x 4 vectors; otherwise tiles are 2 x 2.
     const WIDE: bool;
@@ -68,12 +81,39 @@ pub(crate) trait Simd: Copy {
 
     /// Sum of the lanes: halves added to each other, four times.
     fn sum(self, x: Self::F) -> f32;
+    /// `sum` of four vectors, in the same order.
+    fn sum4(self, x: [Self::F; 4]) -> [f32; 4];
     /// Largest lane, halves compared four times.
     fn largest(self, x: Self::F) -> f32;
 
     /// Products of 32 pairs, added exactly in pairs of neighbours: lane i is
     /// `w[2i] x[2i] + w[2i+1] x[2i+1]`, as a float. The sum must fit an i32.
     fn dot32(self, w: &[i16; 32], x: &[i16; 32]) -> Self::F;
-    /// `table[i]` for 16 indices below 16.
-    fn lookup(self, table: &[i8; 16], indices: &[u8; 16]) -> [i8; 16];
+
+    /// Integers given as floats, of magnitude below 2^15; anything for other input.
+    fn to_int(self, low: Self::F, high: Self::F) -> Self::I;
+    /// 32 bytes, zero-extended.
+    fn widen(self, bytes: &[u8; 32]) -> Self::I;
+    /// 32 signed bytes, sign-extended.
+    fn widen_signed(self, bytes: &[u8; 32]) -> Self::I;
+    /// The low nibbles of 16 bytes, then their high nibbles.
+    fn nibbles(self, bytes: &[u8; 16]) -> Self::I;
+    /// The table's values at the low nibbles of 16 bytes, then at their high nibbles.
+    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> Self::I;
+    /// 16 where the bit of the lane's index is set, else 0.
+    fn sixteens(self, bits: u32) -> Self::I;
+    /// `low` in lanes 0..16, `high` in lanes 16..32.
+    fn halves(self, low: i16, high: i16) -> Self::I;
+    /// a + b, wrapping
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a · b, wrapping
+    fn mul_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a & mask
+    fn and(self, a: Self::I, mask: i16) -> Self::I;
+    /// a >> by, of lanes that are not negative
+    fn shr(self, a: Self::I, by: u32) -> Self::I;
+    /// a << by
+    fn shl(self, a: Self::I, by: u32) -> Self::I;
+    /// 32 integers to memory.
+    fn store_int(self, x: Self::I, to: &mut [i16; 32]);
 }

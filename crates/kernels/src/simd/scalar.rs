@@ -1,6 +1,6 @@
 //! The scalar level: arrays of 16 floats in plain Rust, for every processor.
 
-use super::Simd;
+use super::{Simd, array};
 
 /// The scalar level; needs no proof.
 #[derive(Clone, Copy)]
@@ -8,7 +8,12 @@ pub(crate) struct Scalar;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; 16] {
-    std::array::from_fn(f)
+    array(f)
+}
+
+#[inline(always)]
+fn lanes(f: impl Fn(usize) -> i16) -> [i16; 32] {
+    array(f)
 }
 
 /// Halves folded onto each other until one lane is left.
@@ -42,6 +47,7 @@ pub(crate) fn widen_f16(bits: u16) -> f32 {
 
 impl Simd for Scalar {
     type F = [f32; 16];
+    type I = [i16; 32];
 
     const WIDE: bool = false;
 
@@ -129,6 +135,10 @@ impl Simd for Scalar {
         fold(x, |a, b| a + b)
     }
     #[inline(always)]
+    fn sum4(self, x: [[f32; 16]; 4]) -> [f32; 4] {
+        x.map(|x| self.sum(x))
+    }
+    #[inline(always)]
     fn largest(self, x: [f32; 16]) -> f32 {
         fold(x, |a, b| if a > b { a } else { b })
     }
@@ -138,8 +148,70 @@ impl Simd for Scalar {
         let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
         each(|i| product(2 * i).wrapping_add(product(2 * i + 1)) as f32)
     }
+
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], indices: &[u8; 16]) -> [i8; 16] {
-        indices.map(|i| table[usize::from(i & 15)])
+    fn to_int(self, low: [f32; 16], high: [f32; 16]) -> [i16; 32] {
+        lanes(|i| {
+            if i < 16 {
+                low[i] as i16
+            } else {
+                high[i - 16] as i16
+            }
+        })
+    }
+    #[inline(always)]
+    fn widen(self, bytes: &[u8; 32]) -> [i16; 32] {
+        bytes.map(i16::from)
+    }
+    #[inline(always)]
+    fn widen_signed(self, bytes: &[u8; 32]) -> [i16; 32] {
+        bytes.map(|b| i16::from(b.cast_signed()))
+    }
+    #[inline(always)]
+    fn nibbles(self, bytes: &[u8; 16]) -> [i16; 32] {
+        lanes(|i| {
+            i16::from(if i < 16 {
+                bytes[i] & 15
+            } else {
+                bytes[i - 16] >> 4
+            })
+        })
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> [i16; 32] {
+        self.nibbles(bytes)
+            .map(|n| i16::from(table[n as usize & 15]))
+    }
+    #[inline(always)]
+    fn sixteens(self, bits: u32) -> [i16; 32] {
+        lanes(|i| ((bits >> i & 1) << 4) as i16)
+    }
+    #[inline(always)]
+    fn halves(self, low: i16, high: i16) -> [i16; 32] {
+        lanes(|i| if i < 16 { low } else { high })
+    }
+    #[inline(always)]
+    fn add_int(self, a: [i16; 32], b: [i16; 32]) -> [i16; 32] {
+        lanes(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn mul_int(self, a: [i16; 32], b: [i16; 32]) -> [i16; 32] {
+        lanes(|i| a[i].wrapping_mul(b[i]))
+    }
+    #[inline(always)]
+    fn and(self, a: [i16; 32], mask: i16) -> [i16; 32] {
+        a.map(|a| a & mask)
+    }
+    #[inline(always)]
+    fn shr(self, a: [i16; 32], by: u32) -> [i16; 32] {
+        a.map(|a| a >> by)
+    }
+    #[inline(always)]
+    fn shl(self, a: [i16; 32], by: u32) -> [i16; 32] {
+        a.map(|a| a << by)
+    }
+    #[inline(always)]
+    fn store_int(self, x: [i16; 32], to: &mut [i16; 32]) {
+        *to = x;
     }
 }

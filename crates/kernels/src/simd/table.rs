@@ -4,7 +4,7 @@ use crate::attention::{self, Field};
 use crate::buffer::{Scratch, Shared};
 use crate::matmul::{self, Job};
 use crate::ops::Rounded;
-use crate::{Activation, Level, RopeLayout, exp, ops};
+use crate::{Activation, Level, RopeLayout, exp, limits, ops};
 use std::ops::Range;
 
 /// Lists the algorithms once, for the struct and for the levels' wrappers.
@@ -84,6 +84,10 @@ algorithms! {
     scores(field: &Field<'_>, tile: usize, keys: usize, out: Shared<'_>, scratch: &mut Scratch) = attention::scores;
     /// Softmax of a row over its span.
     pattern(span: &Range<usize>, scores: &mut [f32]) = attention::pattern;
+    /// Reads memory, for `limits`.
+    read(data: &[[u8; 64]], sum: &mut [f32; 16]) = limits::read;
+    /// Multiplies and adds in registers, for `limits`.
+    multiply(rounds: usize, sum: &mut [f32; 16]) = limits::multiply;
     /// Sum of values of one query.
     mix(field: &Field<'_>, query: (usize, usize), weights: &[f32], out: &mut [f32], scratch: &mut Scratch) = attention::mix_query;
 }

@@ -1,0 +1,362 @@
+//! Attention: fused equals staged to the bit, both near an f64 attention; all cache types, levels,
+//! page sizes and shapes; bits that do not depend on threads, neighbours or page size.
+
+mod common;
+
+use common::{Random, bits};
+use kernels::{Attend, Compute, Kernels, KvLayout, KvType, Level};
+use std::ops::Range;
+
+const TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8_0];
+
+/// A cache of one sequence, and what went into it.
+struct Cache {
+    layout: KvLayout,
+    pages: Vec<Vec<u8>>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Cache {
+    /// Pages are filled with bytes that are NaN in every type, so that nothing unwritten is used.
+    fn new(k: &Kernels, layout: KvLayout, tokens: usize, random: &mut Random) -> Cache {
+        let values = layout.kv_heads * layout.head_dim;
+        let mut pages = vec![vec![0xff; layout.page_bytes()]; tokens.div_ceil(layout.page)];
+        let (keys, vals) = (
+            random.floats(tokens * values),
+            random.floats(tokens * values),
+        );
+        for t in 0..tokens {
+            let row = t * values..(t + 1) * values;
+            let page = &mut pages[t / layout.page];
+            k.store(
+                &layout,
+                page,
+                t % layout.page,
+                &keys[row.clone()],
+                &vals[row],
+            );
+        }
+        Cache {
+            layout,
+            pages,
+            k: keys,
+            v: vals,
+        }
+    }
+
+    fn pages(&self) -> Vec<&[u8]> {
+        self.pages.iter().map(|p| &p[..]).collect()
+    }
+}
+
+fn causal(n: usize, tokens: usize) -> Vec<Range<usize>> {
+    (0..n).map(|i| 0..tokens - n + i + 1).collect()
+}
+
+fn fused(k: &Kernels, cache: &Cache, q: &[f32], heads: usize, spans: &[Range<usize>]) -> Vec<f32> {
+    let pages = cache.pages();
+    let mut out = vec![f32::NAN; q.len()];
+    let scale = 1.0 / (cache.layout.head_dim as f32).sqrt();
+    let layout = cache.layout;
+    let work = Attend {
+        layout,
+        pages: &pages,
+        q,
+        heads,
+        spans,
+        scale,
+        out: &mut out,
+    };
+    k.attention(&mut [work]);
+    out
+}
+
+fn staged(
+    k: &Kernels,
+    cache: &Cache,
+    q: &[f32],
+    heads: usize,
+    spans: &[Range<usize>],
+    keys: usize,
+) -> Vec<f32> {
+    let pages = cache.pages();
+    let layout = cache.layout;
+    let scale = 1.0 / (layout.head_dim as f32).sqrt();
+    let mut scores = vec![f32::NAN; spans.len() * heads * keys];
+    let a = Attend {
+        layout,
+        pages: &pages,
+        q,
+        heads,
+        spans,
+        scale,
+        out: &mut [],
+    };
+    k.attention_scores(&a, keys, &mut scores);
+    for (i, row) in scores.chunks_exact(keys).enumerate() {
+        for (t, score) in row.iter().enumerate() {
+            assert_eq!(spans[i / heads].contains(&t), *score != f32::NEG_INFINITY);
+        }
+    }
+    k.attention_pattern(spans.len(), keys, spans, heads, &mut scores);
+    for row in scores.chunks_exact(keys) {
+        let sum: f32 = row.iter().sum();
+        assert!((sum - 1.0).abs() < 1e-5 || sum == 0.0, "{sum}");
+    }
+    let mut out = vec![f32::NAN; q.len()];
+    k.attention_mix(&a, keys, &scores, &mut out);
+    out
+}
+
+/// The same in f64, from the values before they were stored.
+fn naive(cache: &Cache, q: &[f32], heads: usize, spans: &[Range<usize>]) -> Vec<f64> {
+    let KvLayout {
+        kv_heads,
+        head_dim: dim,
+        ..
+    } = cache.layout;
+    let mut out = Vec::new();
+    for (i, q) in q.chunks_exact(dim).enumerate() {
+        let (span, kv) = (&spans[i / heads], i % heads / (heads / kv_heads));
+        let row = |x: &[f32], t: usize| -> Vec<f64> {
+            let at = (t * kv_heads + kv) * dim;
+            x[at..at + dim].iter().map(|x| f64::from(*x)).collect()
+        };
+        let score = |t: usize| -> f64 {
+            let k = row(&cache.k, t);
+            q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() / (dim as f64).sqrt()
+        };
+        let weights: Vec<f64> = span.clone().map(|t| score(t).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut z = vec![0.0; dim];
+        for (t, w) in span.clone().zip(&weights) {
+            z.iter_mut()
+                .zip(row(&cache.v, t))
+                .for_each(|(z, v)| *z += w / sum * v);
+        }
+        out.extend(z);
+    }
+    out
+}
+
+/// Largest error allowed: values are below 1, so storing them costs half a step of the type.
+fn tolerance(ty: KvType) -> f64 {
+    match ty {
+        KvType::F32 => 2e-6,
+        KvType::F16 => 1e-3,
+        KvType::Bf16 => 8e-3,
+        KvType::Q8_0 => 1e-2,
+    }
+}
+
+#[test]
+fn near_f64_and_staged_equals_fused() {
+    let mut random = Random(1);
+    for level in Level::available() {
+        let k = Kernels::new(level, Compute::Fast, 2).unwrap();
+        for ty in TYPES {
+            for (kv_heads, group) in [(1, 1), (2, 1), (1, 3), (3, 3), (2, 4), (2, 7)] {
+                for dim in [1, 2, 7, 16, 24, 32, 40, 64, 80, 96, 128] {
+                    for (n, tokens, page) in [
+                        (1, 1, 16),
+                        (1, 17, 16),
+                        (3, 20, 5),
+                        (5, 33, 32),
+                        (7, 40, 64),
+                    ] {
+                        let layout = KvLayout::new(ty, kv_heads, dim, page).unwrap();
+                        let cache = Cache::new(&k, layout, tokens, &mut random);
+                        let heads = kv_heads * group;
+                        let q = random.floats(n * heads * dim);
+                        let spans = causal(n, tokens);
+                        let got = fused(&k, &cache, &q, heads, &spans);
+                        let parts = staged(&k, &cache, &q, heads, &spans, tokens);
+                        assert_eq!(bits(&got), bits(&parts), "{level} {ty} {layout:?} n {n}");
+                        for (got, expected) in got.iter().zip(naive(&cache, &q, heads, &spans)) {
+                            let error = (f64::from(*got) - expected).abs();
+                            assert!(
+                                error <= tolerance(ty),
+                                "{level} {layout:?} {got} {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_depend_on_the_query_alone() {
+    let mut random = Random(2);
+    let spans = [
+        0..3,
+        2..50,
+        7..7,
+        49..50,
+        0..50,
+        10..11,
+        0..16,
+        16..32,
+        5..49,
+    ];
+    for level in Level::available() {
+        let pools: Vec<_> = (1..=4)
+            .map(|t| Kernels::new(level, Compute::Fast, t).unwrap())
+            .collect();
+        for ty in TYPES {
+            let layout = KvLayout::new(ty, 2, 40, 16).unwrap();
+            let cache = Cache::new(&pools[0], layout, 50, &mut random);
+            let q = random.floats(spans.len() * 6 * 40);
+            let whole = fused(&pools[0], &cache, &q, 6, &spans);
+            assert!(
+                whole[2 * 240..3 * 240].iter().all(|z| *z == 0.0),
+                "a row that sees nothing"
+            );
+            assert!(
+                whole.iter().all(|z| z.is_finite()),
+                "{level} {ty}: stale memory was used"
+            );
+            for k in &pools {
+                assert_eq!(bits(&fused(k, &cache, &q, 6, &spans)), bits(&whole));
+                for chunk in [1, 2, 4] {
+                    let parts: Vec<f32> = q
+                        .chunks(chunk * 240)
+                        .zip(spans.chunks(chunk))
+                        .flat_map(|(q, spans)| fused(k, &cache, q, 6, spans))
+                        .collect();
+                    assert_eq!(bits(&parts), bits(&whole), "{level} {ty} chunk {chunk}");
+                }
+            }
+            assert_eq!(
+                bits(&staged(&pools[1], &cache, &q, 6, &spans, 50)),
+                bits(&whole)
+            );
+            // Several sequences in one call.
+            let (pages, scale) = (cache.pages(), 1.0 / 40f32.sqrt());
+            let mut outs = [vec![0.0; q.len()], vec![0.0; 240]];
+            let [a, b] = &mut outs;
+            let attend = |q, spans, out| Attend {
+                layout,
+                pages: &pages,
+                q,
+                heads: 6,
+                spans,
+                scale,
+                out,
+            };
+            pools[2].attention(&mut [
+                attend(&q[..], &spans[..], &mut a[..]),
+                attend(&[][..], &[][..], &mut [][..]),
+                attend(&q[240..480], &spans[1..2], &mut b[..]),
+            ]);
+            assert_eq!(bits(&outs[0]), bits(&whole));
+            assert_eq!(bits(&outs[1]), bits(&whole[240..480]));
+        }
+    }
+}
+
+#[test]
+fn page_size_does_not_change_bits() {
+    for level in Level::available() {
+        let k = Kernels::new(level, Compute::Fast, 1).unwrap();
+        for ty in TYPES {
+            let results: Vec<_> = [1, 3, 16, 21, 32, 64]
+                .map(|page| {
+                    let mut random = Random(3);
+                    let layout = KvLayout::new(ty, 2, 33, page).unwrap();
+                    let cache = Cache::new(&k, layout, 45, &mut random);
+                    let q = random.floats(4 * 2 * 33);
+                    bits(&fused(&k, &cache, &q, 2, &causal(4, 45)))
+                })
+                .to_vec();
+            assert!(results.windows(2).all(|r| r[0] == r[1]), "{level} {ty}");
+        }
+    }
+}
+
+#[test]
+fn fused_levels_agree_to_the_bit() {
+    let mut random = Random(4);
+    for ty in TYPES {
+        let layout = KvLayout::new(ty, 1, 64, 32).unwrap();
+        let q = random.floats(6 * 3 * 64);
+        let results: Vec<_> = Level::available()
+            .into_iter()
+            .filter(|l| *l != Level::Scalar)
+            .map(|l| {
+                let k = Kernels::new(l, Compute::Fast, 1).unwrap();
+                let cache = Cache::new(&k, layout, 90, &mut Random(5));
+                bits(&fused(&k, &cache, &q, 3, &causal(6, 90)))
+            })
+            .collect();
+        assert!(results.windows(2).all(|r| r[0] == r[1]), "{ty}");
+    }
+}
+
+#[test]
+fn weights_written_outside_a_span_count() {
+    let k = Kernels::new(Level::best(), Compute::Fast, 1).unwrap();
+    let layout = KvLayout::new(KvType::F32, 1, 16, 16).unwrap();
+    let cache = Cache::new(&k, layout, 20, &mut Random(6));
+    let pages = cache.pages();
+    let a = Attend {
+        layout,
+        pages: &pages,
+        q: &[],
+        heads: 1,
+        spans: &[3..5],
+        scale: 1.0,
+        out: &mut [],
+    };
+    let mut pattern = [0.0; 20];
+    pattern[19] = 1.0;
+    let mut out = [0.0; 16];
+    k.attention_mix(&a, 20, &pattern, &mut out);
+    assert_eq!(out, cache.v[19 * 16..]);
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    for level in Level::available() {
+        let k = Kernels::new(level, Compute::Fast, 1).unwrap();
+        let layout = KvLayout::new(KvType::F32, 1, 16, 16).unwrap();
+        let cache = Cache::new(&k, layout, 9, &mut Random(7));
+        let q: Vec<f32> = Random(8).floats(16).iter().map(|q| q * 1e6).collect();
+        let got = fused(&k, &cache, &q, 1, &[0..9]);
+        assert!(
+            got.iter().all(|z| z.is_finite() && z.abs() <= 1.0),
+            "{level}: {got:?}"
+        );
+    }
+}
+
+#[test]
+fn layouts_that_cannot_be_are_errors() {
+    for (heads, dim, page) in [
+        (0, 64, 16),
+        (1, 0, 16),
+        (1, 64, 0),
+        (usize::MAX, 64, 16),
+        (1, usize::MAX, 1),
+    ] {
+        let error = KvLayout::new(KvType::F16, heads, dim, page).unwrap_err();
+        assert!(error.to_string().contains(&page.to_string()));
+    }
+    assert_eq!(
+        KvLayout::new(KvType::F16, 3, 64, 16).unwrap().page_bytes(),
+        3 * 64 * 16 * 2 * 2
+    );
+    assert_eq!("Q8_0".parse(), Ok(KvType::Q8_0));
+    assert!("q4".parse::<KvType>().is_err());
+}
+
+#[test]
+#[should_panic(expected = "keys in")]
+fn spans_beyond_the_pages_are_refused() {
+    let k = Kernels::new(Level::Scalar, Compute::Fast, 1).unwrap();
+    let layout = KvLayout::new(KvType::F16, 1, 16, 16).unwrap();
+    let cache = Cache::new(&k, layout, 16, &mut Random(9));
+    fused(&k, &cache, &[0.0; 16], 1, &[0..17]);
+}
