@@ -322,8 +322,8 @@ impl<R: Read> KlReader<R> {
             let what = format!("token {} is beyond the vocabulary of {vocab}", row.top);
             return Err(damaged(what, self.offset));
         }
-        // 0.01 leaves room for rounding: nothing is more likely than certain. NaN fails too.
-        if let Some(i) = row.logprobs.iter().position(|l| !(*l <= 0.01)) {
+        // 0.01 leaves room for rounding: nothing is more likely than certain.
+        if let Some(i) = row.logprobs.iter().position(|l| l.is_nan() || *l > 0.01) {
             let what = format!("{} is no log-probability", row.logprobs[i]);
             return Err(damaged(
                 what,

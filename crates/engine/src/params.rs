@@ -163,7 +163,7 @@ impl SamplerParams {
             return Err(bad("dry_sequence_breakers", "\"\"", range.into()));
         }
         for (id, bias) in &self.logit_bias {
-            if !(*bias < f32::INFINITY) {
+            if bias.is_nan() || *bias == f32::INFINITY {
                 let range = "a finite number or -inf";
                 return Err(bad("logit_bias", format!("{id}:{bias}"), range.into()));
             }

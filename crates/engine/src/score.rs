@@ -89,6 +89,9 @@ pub struct ScoreOptions {
     pub from: usize,
 }
 
+/// Takes a position and its logits `[vocab]`.
+pub type OnRow<'a> = dyn FnMut(usize, &[f32]) -> Result<Flow, Error> + 'a;
+
 /// Runs `ids` from position 0 and calls `on_row(position, logits)` for each position from
 /// `options.from` on: `logits` `[vocab]` predict the token at `position + 1`.
 ///
@@ -101,7 +104,7 @@ pub fn score(
     session: &mut Session,
     ids: &[u32],
     options: ScoreOptions,
-    on_row: &mut dyn FnMut(usize, &[f32]) -> Result<Flow, Error>,
+    on_row: &mut OnRow,
 ) -> Result<(), Error> {
     score_with(session, ids, options, &mut (), on_row)
 }
@@ -115,7 +118,7 @@ pub fn score_with<P: Probe>(
     ids: &[u32],
     options: ScoreOptions,
     probe: &mut P,
-    on_row: &mut dyn FnMut(usize, &[f32]) -> Result<Flow, Error>,
+    on_row: &mut OnRow,
 ) -> Result<(), Error> {
     session.check_fits(ids)?;
     session.truncate(0);

@@ -30,7 +30,7 @@ pub(crate) fn weights(relative: &str) -> Arc<Weights> {
 }
 
 pub(crate) fn tokenizer(relative: &str) -> Tokenizer {
-    Tokenizer::open(&path(relative)).unwrap()
+    Tokenizer::open(path(relative)).unwrap()
 }
 
 pub(crate) fn session(weights: &Arc<Weights>, context: usize) -> Session {
