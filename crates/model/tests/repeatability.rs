@@ -67,7 +67,15 @@ fn run(
 ) -> Vec<u32> {
     let mut cache = Cache::new(&w.config, ty, 1024).unwrap();
     let seq = cache.open();
-    bits(&logits_in_chunks(w, &mut cache, seq, ids, chunk, probe))
+    bits(&logits_in_chunks(
+        w,
+        &mut cache,
+        seq,
+        ids,
+        chunk,
+        Rows::All,
+        probe,
+    ))
 }
 
 fn each(mut check: impl FnMut(&str, &Weights, KvType, Compute)) {
@@ -134,11 +142,11 @@ fn a_cached_prefix_does_not_change_bits() {
         let want = run(w, ty, &ids, N, &mut ());
         let mut cache = Cache::new(&w.config, ty, 1024).unwrap();
         let seq = cache.open();
-        logits_in_chunks(w, &mut cache, seq, &ids, 9, &mut ());
+        logits_in_chunks(w, &mut cache, seq, &ids, 9, Rows::All, &mut ());
         for keep in [79, 64, 33, 32, 31, 1] {
             // Other tokens are written behind the prefix first, as another request would.
             cache.truncate(seq, keep);
-            logits_in_chunks(w, &mut cache, seq, &[5, 6, 7, 8], 4, &mut ());
+            logits_in_chunks(w, &mut cache, seq, &[5, 6, 7, 8], 4, Rows::All, &mut ());
             cache.truncate(seq, keep);
             let fork = cache.fork(seq, keep);
             for s in [seq, fork] {

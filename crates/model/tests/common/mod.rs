@@ -103,20 +103,21 @@ impl Probe for Capture {
     }
 }
 
-/// Feeds `ids` in chunks of `chunk` rows and returns the logits of all rows.
+/// Feeds `ids` in chunks of `chunk` rows and returns the logits of the wanted rows of each.
 pub fn logits_in_chunks(
     w: &Weights,
     cache: &mut Cache,
     seq: Seq,
     ids: &[u32],
     chunk: usize,
+    rows: Rows,
     probe: &mut impl Probe,
 ) -> Vec<f32> {
     let mut out = Vec::new();
     for part in ids.chunks(chunk) {
         let start = cache.len(seq) as u32;
         let batch = Batch {
-            chunks: vec![Chunk::tokens(seq, start, part, Rows::All)],
+            chunks: vec![Chunk::tokens(seq, start, part, rows)],
         };
         out.extend(
             model::forward(w, &batch, cache, probe)
@@ -133,7 +134,7 @@ pub fn logits_in_chunks(
 pub fn logits(w: &Weights, ids: &[u32], chunk: usize, probe: &mut impl Probe) -> Vec<f32> {
     let mut cache = Cache::new(&w.config, KvType::F32, 4096).unwrap();
     let seq = cache.open();
-    logits_in_chunks(w, &mut cache, seq, ids, chunk, probe)
+    logits_in_chunks(w, &mut cache, seq, ids, chunk, Rows::All, probe)
 }
 
 pub fn argmax(row: &[f32]) -> u32 {
@@ -146,12 +147,12 @@ pub fn greedy(w: &Weights, ids: &[u32], n: usize) -> Vec<u32> {
     let vocab = w.config.vocab;
     let mut cache = Cache::new(&w.config, KvType::F32, 4096).unwrap();
     let seq = cache.open();
-    let mut row = logits_in_chunks(w, &mut cache, seq, ids, ids.len(), &mut ());
+    let mut row = logits_in_chunks(w, &mut cache, seq, ids, ids.len(), Rows::Last, &mut ());
     let mut out = Vec::new();
     while out.len() < n {
         let next = argmax(&row[row.len() - vocab..]);
         out.push(next);
-        row = logits_in_chunks(w, &mut cache, seq, &[next], 1, &mut ());
+        row = logits_in_chunks(w, &mut cache, seq, &[next], 1, Rows::Last, &mut ());
     }
     out
 }
