@@ -481,8 +481,15 @@ fn table(report: &Report) -> String {
             more("int8", l.int8_gops)
         ));
     }
+    let width = report
+        .results
+        .iter()
+        .map(|r| r.model.len())
+        .max()
+        .unwrap_or(0)
+        .max(5);
     text.push_str(&format!(
-        "\n{:<20} {:<8} {:>8} {:>7} {:>8}  {:>10} {:>21}  {:>6}",
+        "\n{:<width$}  {:<7} {:>7} {:>7} {:>8} {:>10}  {:<20} {:>6}",
         "model", "type", "test", "depth", "parallel", "tokens/s", "[min - max]", "limit"
     ));
     for r in &report.results {
@@ -492,7 +499,7 @@ fn table(report: &Report) -> String {
             .fraction_of_limit
             .map_or(String::new(), |f| format!("{:.0} %", f * 100.0));
         text.push_str(&format!(
-            "\n{:<20} {:<8} {:>8} {:>7} {:>8}  {:>10.1} {range:>21}  {limit:>6}",
+            "\n{:<width$}  {:<7} {:>7} {:>7} {:>8} {:>10.1}  {range:<20} {limit:>6}",
             r.model, r.ty, r.test, r.depth, r.parallel, s.median
         ));
     }
