@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::digest::is_sha256;
 use crate::patience::{Fault, Patience, patiently};
+use crate::settings::Token;
 use crate::spec::without_query;
 use crate::{Error, Progress, Settings};
 
@@ -199,7 +200,11 @@ impl Http {
     /// The token, unless it would travel in the clear to another machine.
     fn token(&self) -> Option<&str> {
         let safe = self.endpoint.scheme() == "https" || is_loopback(&self.endpoint);
-        self.settings.hf_token.as_deref().filter(|_| safe)
+        self.settings
+            .hf_token
+            .as_ref()
+            .filter(|_| safe)
+            .map(Token::reveal)
     }
 
     /// Whether a URL may be asked at all.

@@ -36,7 +36,7 @@ pub use hub::{
     Entry, Hub, PullOptions, PullReport, Reach, Removed, ReportFile, Resolved, Verified,
 };
 pub use progress::Progress;
-pub use settings::Settings;
+pub use settings::{Settings, Token};
 pub use spec::{Spec, parse_name, safe_relative};
 pub use store::StoredFile;
 pub use wheel::{Member, take_member};

@@ -6,6 +6,36 @@ use std::time::Duration;
 
 use crate::Error;
 
+/// A secret that no log shows: its `Debug` form hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The secret itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Token {
+    fn from(secret: String) -> Token {
+        Token(secret)
+    }
+}
+
+impl From<&str> for Token {
+    fn from(secret: &str) -> Token {
+        Token(secret.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
 /// Everything the hub takes from its surroundings. [`Settings::from_env`] reads the environment;
 /// tests fill it in by hand.
 #[derive(Debug, Clone)]
@@ -18,7 +48,7 @@ pub struct Settings {
     pub hf_endpoint: String,
     /// `HF_TOKEN`, else the contents of `HF_TOKEN_PATH` or `HF_HOME/token`. Sent to
     /// `hf_endpoint`'s origin only.
-    pub hf_token: Option<String>,
+    pub hf_token: Option<Token>,
     /// Hugging Face caches to look into, in order: `HF_HUB_CACHE`, else `HF_HOME/hub`.
     pub hf_cache: Vec<PathBuf>,
     /// How long a connection may take to open.
@@ -83,7 +113,7 @@ impl Settings {
         Ok(Settings {
             offline: offline || flag("PUNA_OFFLINE") || flag("HF_HUB_OFFLINE"),
             hf_endpoint: endpoint(text("HF_ENDPOINT"))?,
-            hf_token,
+            hf_token: hf_token.map(Token::from),
             hf_cache: hf_cache.into_iter().collect(),
             ..Settings::new(home)
         })

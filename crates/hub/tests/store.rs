@@ -409,7 +409,11 @@ fn the_environment() {
 fn the_token_comes_from_the_environment_or_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();
-    let read = |pairs: &[(&str, &str)]| Settings::from_vars(&vars(pairs), false).unwrap().hf_token;
+    let read = |pairs: &[(&str, &str)]| {
+        let token = Settings::from_vars(&vars(pairs), false).unwrap().hf_token;
+        assert!(!format!("{token:?}").contains("from"));
+        token.map(|token| token.reveal().to_owned())
+    };
     let base = [("HOME", "/h"), ("HF_HOME", dir)];
     assert_eq!(read(&base), None);
     std::fs::write(format!("{dir}/token"), "  from_file\n").unwrap();
