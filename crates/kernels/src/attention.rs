@@ -146,12 +146,14 @@ impl<'a> Tile<'a> {
             at: [(0, 0); TILE],
             q: [&[]; TILE],
             spans: [0..0, 0..0, 0..0, 0..0],
-            seen: usize::MAX..0,
+            seen: 0..0,
             common: 0..usize::MAX,
         };
         for (i, (row, head)) in queries.enumerate() {
             let span = field.spans[row].clone();
-            if !span.is_empty() {
+            if tile.seen.is_empty() {
+                tile.seen = span.clone();
+            } else if !span.is_empty() {
                 tile.seen = tile.seen.start.min(span.start)..tile.seen.end.max(span.end);
             }
             tile.common = tile.common.start.max(span.start)..tile.common.end.min(span.end);
@@ -163,6 +165,23 @@ impl<'a> Tile<'a> {
             tile.seen = 0..0;
         }
         tile
+    }
+
+    /// The queries and keys of one step of adding values: each query's keys before the common ones,
+    /// these for all queries, each query's keys after them.
+    fn step(&self, step: usize) -> (Range<usize>, Range<usize>) {
+        if step == TILE {
+            return (0..self.count, self.common.clone());
+        }
+        let i = if step < TILE { step } else { step - TILE - 1 };
+        let span = self.spans[i].clone();
+        let keys = match (self.common.is_empty(), step < TILE) {
+            (true, true) => span,
+            (true, false) => 0..0,
+            (false, true) => span.start..self.common.start,
+            (false, false) => self.common.end..span.end,
+        };
+        (i..i + 1, if i < self.count { keys } else { 0..0 })
     }
 
     /// Where query `i`'s scores of the keys `keys` lie in `[count][seen]`.
@@ -193,50 +212,30 @@ pub(crate) fn fused<S: Simd>(
     let sums = scratch.scales.ensure(tile.count * padded);
     sums.fill(0.0);
     // Keys that every query sees are added for all at once; those before and after one by one.
-    let split = |span: &Range<usize>| {
-        if tile.common.is_empty() {
-            (span.clone(), 0..0)
-        } else {
-            (span.start..tile.common.start, tile.common.end..span.end)
+    for step in 0..=2 * TILE {
+        let (queries, keys) = tile.step(step);
+        if keys.is_empty() {
+            continue;
         }
-    };
-    let alone = |keys: Range<usize>, i: usize, sums: &mut [f32]| {
-        if !keys.is_empty() {
-            let weights = [&scores[tile.place(i, &keys)]];
-            mix(
-                s,
-                field,
-                tile.kv_head,
-                keys,
-                &weights,
-                &mut sums[i * padded..][..padded],
-            );
-        }
-    };
-    for i in 0..tile.count {
-        alone(split(&tile.spans[i]).0, i, sums);
-    }
-    if !tile.common.is_empty() {
         let weights: [&[f32]; TILE] = array(|i| {
-            if i < tile.count {
-                &scores[tile.place(i, &tile.common)]
+            if i < queries.len() {
+                &scores[tile.place(queries.start + i, &keys)]
             } else {
-                &[][..]
+                &[]
             }
         });
+        let sums = &mut sums[queries.start * padded..queries.end * padded];
         mix(
             s,
             field,
             tile.kv_head,
-            tile.common.clone(),
-            &weights[..tile.count],
+            keys,
+            &weights[..queries.len()],
             sums,
         );
     }
     let dim = field.layout.head_dim;
-    for i in 0..tile.count {
-        alone(split(&tile.spans[i]).1, i, sums);
-        let (row, head) = tile.at[i];
+    for (i, (row, head)) in tile.at[..tile.count].iter().enumerate() {
         // SAFETY: a query (row, head) belongs to one tile, and a tile to one task.
         let out = unsafe { out.part((row * field.heads + head) * dim, dim) };
         out.copy_from_slice(&sums[i * padded..][..dim]);

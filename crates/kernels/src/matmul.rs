@@ -53,7 +53,7 @@ fn vectors(len: usize) -> usize {
 }
 
 impl<'a> Activations<'a> {
-    /// Rows to multiply; the rounded form must be filled through `to_round` before use.
+    /// Rows to multiply; the rounded form must be filled through `round_task` before use.
     pub(crate) fn new(x: &'a [f32], cols: usize, floats: bool, integers: bool) -> Activations<'a> {
         assert!(
             cols > 0 && x.len().is_multiple_of(cols),
@@ -91,7 +91,7 @@ impl<'a> Activations<'a> {
     }
 
     /// The rounded rows to fill, if there are any, token by token.
-    pub(crate) fn to_round(&mut self) -> Option<RoundTask<'_>> {
+    pub(crate) fn round_task(&mut self) -> Option<RoundTask<'_>> {
         let rounded = self.rounded.as_mut()?;
         Some(RoundTask {
             x: self.x,
@@ -252,21 +252,17 @@ fn put_tile<S: Simd, const R: usize, const T: usize>(
     (row, token): (usize, usize),
     sums: &[[S::F; T]; R],
 ) {
-    let put = |r: usize, t: usize, sum: f32| {
-        let sum = job.bias.map_or(sum, |bias| sum + bias[row + r]);
-        // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
-        unsafe { job.out.set((token + t) * job.w.rows() + row + r, sum) }
-    };
     for t in 0..T {
-        if R == 4 {
+        let sums: [f32; R] = if R == 4 {
             let four = s.sum4(array(|r| sums[r % R][t]));
-            for (r, sum) in four.into_iter().enumerate() {
-                put(r, t, sum);
-            }
+            array(|r| four[r % 4])
         } else {
-            for (r, sums) in sums.iter().enumerate() {
-                put(r, t, s.sum(sums[t]));
-            }
+            array(|r| s.sum(sums[r][t]))
+        };
+        for (r, sum) in sums.into_iter().enumerate() {
+            let sum = job.bias.map_or(sum, |bias| sum + bias[row + r]);
+            // SAFETY: the region's tasks have disjoint row ranges, and this row is in this task's.
+            unsafe { job.out.set((token + t) * job.w.rows() + row + r, sum) }
         }
     }
 }

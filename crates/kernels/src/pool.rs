@@ -310,3 +310,7 @@ fn work(shared: &Shared) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -113,7 +113,7 @@ impl Kernels {
         let floats = !fast || for_types.iter().any(|ty| ty.is_float());
         let mut prepared = Activations::new(x, cols, floats, integers);
         let n = prepared.n;
-        if let Some(to) = prepared.to_round() {
+        if let Some(to) = prepared.round_task() {
             let round = self.table.round;
             self.rows(n, cols, &|token| {
                 // SAFETY: each token is given to one task; the table's level is available.

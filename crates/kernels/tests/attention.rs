@@ -306,7 +306,7 @@ fn weights_written_outside_a_span_count() {
         pages: &pages,
         q: &[],
         heads: 1,
-        spans: &[3..5],
+        spans: std::slice::from_ref(&(3..5)),
         scale: 1.0,
         out: &mut [],
     };
@@ -324,7 +324,7 @@ fn large_scores_do_not_overflow() {
         let layout = KvLayout::new(KvType::F32, 1, 16, 16).unwrap();
         let cache = Cache::new(&k, layout, 9, &mut Random(7));
         let q: Vec<f32> = Random(8).floats(16).iter().map(|q| q * 1e6).collect();
-        let got = fused(&k, &cache, &q, 1, &[0..9]);
+        let got = fused(&k, &cache, &q, 1, &causal(1, 9));
         assert!(
             got.iter().all(|z| z.is_finite() && z.abs() <= 1.0),
             "{level}: {got:?}"
@@ -358,5 +358,5 @@ fn spans_beyond_the_pages_are_refused() {
     let k = Kernels::new(Level::Scalar, Compute::Fast, 1).unwrap();
     let layout = KvLayout::new(KvType::F16, 1, 16, 16).unwrap();
     let cache = Cache::new(&k, layout, 16, &mut Random(9));
-    fused(&k, &cache, &[0.0; 16], 1, &[0..17]);
+    fused(&k, &cache, &[0.0; 16], 1, &causal(1, 17));
 }

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: two registers of 8 floats make a vector.
 
-use super::Simd;
+use super::{Simd, array};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -184,7 +184,8 @@ impl Simd for Avx2 {
     fn sum4(self, x: [Pair; 4]) -> [f32; 4] {
         // SAFETY: see above.
         unsafe {
-            let x = x.map(|x| {
+            let x: [_; 4] = array(|i| {
+                let x: Pair = x[i];
                 let x = _mm256_add_ps(x.0, x.1);
                 _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x))
             });

@@ -8,26 +8,32 @@
 //! `table` instantiates the algorithms once per level inside functions that carry the level's
 //! target features, and hands out the level's function pointers.
 
-mod scalar;
+use std::mem::MaybeUninit;
+
+pub(crate) mod scalar;
 pub(crate) use scalar::widen_f16;
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 pub(crate) mod table;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// `[f(0), f(1), ...]`. Unlike `std::array::from_fn` always inlined: a function left outside would
-/// be compiled without the level's instructions.
+/// `[f(0), f(1), ...]`. Unlike `std::array::from_fn` always inlined, and with a single call of `f`, so
+/// that this is inlined as well: outside it would be compiled without the level's instructions.
 #[inline(always)]
 pub(crate) fn array<T: Copy, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
-    let mut all = [f(0); N];
-    for (i, x) in all.iter_mut().enumerate().skip(1) {
-        *x = f(i);
+    let mut all = [const { MaybeUninit::uninit() }; N];
+    let mut i = 0;
+    while i < N {
+        all[i] = MaybeUninit::new(f(i));
+        i += 1;
     }
-    all
+    // SAFETY: the loop has initialised all N elements, and an array of `MaybeUninit<T>` is laid out
+    // as one of `T`.
+    unsafe { std::mem::transmute_copy(&all) }
 }
 
 /// The vector primitives of one level. A value of the implementing type is the proof that the
