@@ -174,7 +174,7 @@ fn features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// How many processors a mask such as `Cpus_allowed_list:	0-3,8` names.
+/// How many processors a mask such as `Cpus_allowed_list: 0-3,8` names.
 fn allowed(status: &str) -> Option<usize> {
     let list = status
         .lines()
