@@ -21,5 +21,6 @@ pub fn colour() -> bool {
 
 /// A terminal that understands no escape sequences.
 pub fn dumb() -> bool {
-    text("TERM").is_none_or(|term| term == "dumb")
+    // Windows' own terminals set no TERM and understand escape sequences.
+    text("TERM").map_or(cfg!(unix), |term| term == "dumb")
 }

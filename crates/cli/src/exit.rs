@@ -255,7 +255,8 @@ fn usage_of(error: &clap::Error) -> Failure {
     .into_iter()
     .find_map(|kind| match error.get(kind)? {
         ContextValue::String(s) => Some(s.clone()),
-        ContextValue::Strings(s) => s.first().cloned(),
+        // The nearest stands last.
+        ContextValue::Strings(s) => s.last().cloned(),
         _ => None,
     });
     let hint = match near {
@@ -269,9 +270,74 @@ fn usage_of(error: &clap::Error) -> Failure {
     }
 }
 
+/// Lists on lines of their own become one line.
 fn one_line(text: &str) -> String {
-    text.split('\n')
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let mut all = String::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if !all.is_empty() {
+            all.push_str(if all.ends_with([':', ';', ',']) {
+                " "
+            } else {
+                "; "
+            });
+        }
+        all.push_str(line);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line() {
+        assert_eq!(
+            one_line("none worked:\n  a: x\n  b: y\n"),
+            "none worked: a: x; b: y"
+        );
+        assert_eq!(one_line(""), "");
+    }
+
+    #[test]
+    fn rooms_errors_have_the_contracts_codes() {
+        let lost = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let lost = files::Error::Io {
+            path: "a".into(),
+            source: lost,
+        };
+        let name = || hub::Error::NotFound {
+            name: "x".into(),
+            nearest: Vec::new(),
+        };
+        let table: Vec<(anyhow::Error, Code)> = vec![
+            (name().into(), Code::NotFound),
+            (hub::Error::Cancelled.into(), Code::Interrupted),
+            (hub::Error::NoHome.into(), Code::Failed),
+            (lost.into(), Code::NotFound),
+            (model::Error::Architecture("x".into()).into(), Code::Invalid),
+            (
+                engine::Error::Model(model::Error::Config("x".into())).into(),
+                Code::Invalid,
+            ),
+            (engine::Error::EmptyPrompt.into(), Code::Failed),
+            (text::Error::NoTemplate.into(), Code::Failed),
+            (anyhow::anyhow!("odd"), Code::Failed),
+            (
+                anyhow::Error::from(name()).context("while pulling"),
+                Code::NotFound,
+            ),
+        ];
+        for (error, code) in table {
+            assert_eq!(classify(&error).code, code, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_not_said_twice() {
+        let error = anyhow::Error::from(engine::Error::Model(model::Error::Config("x".into())));
+        assert_eq!(said(&error), "model configuration: x");
+        let error = anyhow::anyhow!("disk full").context("cannot write a");
+        assert_eq!(said(&error), "cannot write a: disk full");
+    }
 }

@@ -19,6 +19,7 @@ mod machine;
 mod out;
 mod progress;
 mod verbs;
+mod wrap;
 
 use std::process::ExitCode;
 

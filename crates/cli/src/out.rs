@@ -1,7 +1,7 @@
 //! stdout is data. Every write may fail, and a closed pipe is reported as an `io::Error` that
 //! `exit` recognises: nothing here panics.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -14,19 +14,6 @@ pub fn raw(bytes: &[u8]) -> Result<()> {
     stdout.write_all(bytes)?;
     stdout.flush()?;
     Ok(())
-}
-
-/// What a model says. On a terminal without control characters: a model (or who wrote its training
-/// text) must not move the cursor, set the title or answer for the keyboard.
-pub fn answer(text: &str) -> Result<()> {
-    if !std::io::stdout().is_terminal() {
-        return raw(text.as_bytes());
-    }
-    let tame: String = text
-        .chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect();
-    raw(tame.as_bytes())
 }
 
 /// One line of text.

@@ -226,11 +226,11 @@ fn a_full_context_is_said_and_shift_forgets_the_oldest() {
     talk.wait(">>> ")
         .send("some words to begin with\n")
         .wait(">>> ");
-    talk.send("and here are some more of them, quite a number\n")
+    talk.send("and here are some more of them, quite a number of them\n")
         .wait("error: ")
         .wait("hint: /clear");
     talk.wait(">>> ").send("/set shift on\n").wait(">>> ");
-    talk.send("and here are some more of them, quite a number\n")
+    talk.send("and here are some more of them, quite a number of them\n")
         .wait("forgotten")
         .wait(">>> ");
     assert_eq!(talk.send("/bye\n").end().0, Some(0));

@@ -53,13 +53,15 @@ impl Reader {
         );
         let mut completer = DefaultCompleter::with_inclusions(&['/', '_']).set_min_word_len(1);
         completer.insert(words.iter().map(|w| (*w).to_owned()).collect());
-        let menu = ColumnarMenu::default().with_name(MENU);
+        let menu = ColumnarMenu::default().with_name(MENU).with_marker(PROMPT);
         let dim = nu_dim();
         let mut editor = Reedline::create()
             .with_edit_mode(Box::new(Emacs::new(keys)))
             .with_validator(Box::new(Whole))
             .with_completer(Box::new(completer))
             .with_menu(ReedlineMenu::EngineCompleter(Box::new(menu)))
+            .with_quick_completions(true)
+            .with_partial_completions(true)
             .with_hinter(Box::new(DefaultHinter::default().with_style(dim)))
             .with_ansi_colors(crate::env::colour())
             .use_bracketed_paste(true);

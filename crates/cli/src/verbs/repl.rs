@@ -2,6 +2,7 @@
 //! session's cache carries over from turn to turn.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use engine::{FinishReason, GenerateParams, Generation, SamplerParams, Session};
@@ -59,6 +60,9 @@ const COMMANDS: &[(&str, &str, &str, Command)] = &[
 const KEYS: &str = "Alt-Enter or a final \\ goes on in the next line, \"\"\" opens and closes a \
                     block.\nCtrl-C stops an answer; the conversation goes on.";
 
+/// Two presses of Ctrl-C within this time leave.
+const TWICE: Duration = Duration::from_secs(2);
+
 type Command = fn(&mut Chat, &str) -> Result<Then>;
 
 /// What follows a command.
@@ -91,18 +95,18 @@ pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
     let names: Vec<&str> = COMMANDS.iter().map(|c| c.0).collect();
     let mut reader = Reader::new(Some(history), &names);
     chat.greet()?;
-    let mut leaving = false;
+    let mut warned: Option<Instant> = None;
     loop {
         match reader.read()? {
             Line::Text(text) => {
-                leaving = false;
+                warned = None;
                 if chat.turn(&text)? == Then::Leave {
                     return Ok(());
                 }
             }
-            // The second one in a row leaves.
-            Line::Interrupt if !leaving => {
-                leaving = true;
+            // The second one in a row leaves: not one that only wipes what was typed since.
+            Line::Interrupt if warned.is_none_or(|at| at.elapsed() > TWICE) => {
+                warned = Some(Instant::now());
                 crate::out::line(&dim(crate::interrupt::LEAVE))?;
             }
             Line::Interrupt | Line::End => return Ok(()),
@@ -200,13 +204,15 @@ impl Chat {
         let ids = self.fitting_prompt()?;
         self.params.sampler.seed = self.seed.unwrap_or_else(sampling::random_seed);
         self.params.shift = self.shift.then(|| self.kept_in_front(ids.len()));
+        let mut shown = crate::wrap::Answer::new();
         let made = answer::generate(
             &mut self.session,
             &self.tokenizer,
             &ids,
             &self.params,
-            &mut crate::out::answer,
+            &mut |text| shown.push(text),
         )?;
+        shown.finish()?;
         if !made.text.is_empty() {
             self.turns.push(chat::assistant(made.text.as_str()));
         }

@@ -162,7 +162,11 @@ fn text_answer(
         loaded.name,
         session.context()
     ));
-    let made = answer::generate(session, tokenizer, ids, params, &mut crate::out::answer)?;
+    let mut shown = crate::wrap::Answer::new();
+    let made = answer::generate(session, tokenizer, ids, params, &mut |text| {
+        shown.push(text)
+    })?;
+    shown.finish()?;
     if !made.text.ends_with('\n') {
         crate::out::raw(b"\n")?;
     }
