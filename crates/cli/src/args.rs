@@ -232,7 +232,7 @@ pub struct RunArgs {
 }
 
 /// The samplers. Unset ones take the model's generation_config, else the default shown.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, PartialEq)]
 #[command(next_help_heading = "Sampling (a model's generation_config.json may change defaults)")]
 pub struct SamplingArgs {
     /// 0: always the likeliest token [default: 0.8]

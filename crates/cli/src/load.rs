@@ -31,6 +31,8 @@ pub struct Loaded {
     pub name: String,
     /// The file or directory.
     pub path: PathBuf,
+    /// Its hash, where the hub knows it.
+    pub sha256: Option<String>,
     pub weights: Arc<Weights>,
     /// Storage of keys and values that the options ask for.
     pub cache_type: KvType,
@@ -97,6 +99,7 @@ pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
     Ok(Loaded {
         name: found.name,
         path: found.path,
+        sha256: found.sha256,
         weights: Arc::new(weights),
         cache_type: cache_type(args),
         began,
@@ -259,12 +262,20 @@ pub fn render_options() -> RenderOptions {
     RenderOptions::default()
 }
 
-/// A Hugging Face directory's generation_config.json.
-pub fn generation_config(path: &Path) -> Result<Option<Value>> {
-    let file = path.join("generation_config.json");
-    match file.is_file() {
-        true => Ok(Some(crate::input::json(&file)?)),
-        false => Ok(None),
+/// A Hugging Face directory's generation_config.json. For a file that carries none, what the
+/// catalogue recommends, but only as a whole: whoever sets one sampler sets them all.
+pub fn generation_config(loaded: &Loaded, samplers_set: bool) -> Result<Option<Value>> {
+    let file = loaded.path.join("generation_config.json");
+    if file.is_file() {
+        return Ok(Some(crate::input::json(&file)?));
+    }
+    let recommended = loaded
+        .sha256
+        .as_deref()
+        .and_then(hub::recommended_generation);
+    match recommended.filter(|_| !samplers_set) {
+        Some(json) => Ok(Some(serde_json::from_str(json)?)),
+        None => Ok(None),
     }
 }
 

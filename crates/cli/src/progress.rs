@@ -58,9 +58,18 @@ fn bar(total: Option<u64>, label: &str) -> ProgressBar {
         Ok(style) => bar.set_style(style.progress_chars("━━─")),
         Err(error) => tracing::debug!("progress style: {error}"),
     }
-    bar.set_message(label.to_owned());
+    bar.set_message(short(label));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// A label that leaves room for the bar: of a long path the end tells more.
+fn short(label: &str) -> String {
+    const ROOM: usize = 36;
+    match label.char_indices().rev().nth(ROOM) {
+        Some((at, c)) => format!("…{}", &label[at + c.len_utf8()..]),
+        None => label.to_owned(),
+    }
 }
 
 impl hub::Progress for Shown {
@@ -136,5 +145,17 @@ impl Drop for Shown {
         if let Some(bar) = self.now.take().and_then(|t| t.bar) {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_labels_lose_their_beginning() {
+        assert_eq!(short("a.gguf"), "a.gguf");
+        let long = short("unpacking é/SmolLM2-135M-Instruct.Q4_1.gguf");
+        assert_eq!(long, "…ing é/SmolLM2-135M-Instruct.Q4_1.gguf");
     }
 }

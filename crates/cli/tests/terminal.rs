@@ -214,7 +214,7 @@ fn a_full_context_is_said_and_shift_forgets_the_oldest() {
             "run",
             &model,
             "--ctx",
-            "96",
+            "64",
             "-n",
             "8",
             "--seed",

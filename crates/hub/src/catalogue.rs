@@ -18,6 +18,8 @@ pub struct CatalogueEntry {
     pub sha256: &'static str,
     /// SPDX name of the licence.
     pub licence: &'static str,
+    /// A generation_config in JSON for a file that carries none: used where nobody sets a sampler.
+    pub generation: Option<&'static str>,
     /// One line on what it is.
     pub about: &'static str,
 }
@@ -32,6 +34,8 @@ const ENTRIES: &[CatalogueEntry] = &[CatalogueEntry {
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence: "Apache-2.0",
+    // At temperature 0.8 a model of this size, in 4 bits, wanders off; see docs/dev-log.md.
+    generation: Some(r#"{"do_sample": false, "repetition_penalty": 1.1}"#),
     about: "SmolLM2 135M Instruct, Q4_1: small, English, runs anywhere",
 }];
 
@@ -39,6 +43,13 @@ const ENTRIES: &[CatalogueEntry] = &[CatalogueEntry {
 #[must_use]
 pub fn catalogue() -> &'static [CatalogueEntry] {
     ENTRIES
+}
+
+/// The generation_config that the catalogue recommends for the file with this hash.
+#[must_use]
+pub fn recommended_generation(sha256: &str) -> Option<&'static str> {
+    let entry = ENTRIES.iter().find(|entry| entry.sha256 == sha256)?;
+    entry.generation
 }
 
 /// The entry of that name.

@@ -30,7 +30,7 @@ mod spec;
 mod store;
 mod wheel;
 
-pub use catalogue::{CatalogueEntry, catalogue};
+pub use catalogue::{CatalogueEntry, catalogue, recommended_generation};
 pub use error::Error;
 pub use hub::{
     Entry, Hub, PullOptions, PullReport, Reach, Removed, ReportFile, Resolved, Verified,

@@ -8,10 +8,11 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use nu_ansi_term::Style;
 use reedline::{
-    ColumnarMenu, DefaultCompleter, DefaultHinter, Emacs, FileBackedHistory, KeyCode, KeyModifiers,
-    MenuBuilder, Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent,
-    ReedlineMenu, Signal, ValidationResult, Validator, default_emacs_keybindings,
+    DefaultHinter, Emacs, FileBackedHistory, Hinter, History, KeyCode, KeyModifiers, Prompt,
+    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, Signal, ValidationResult,
+    Validator, default_emacs_keybindings,
 };
 
 /// What a new message begins with, and its further lines.
@@ -37,8 +38,9 @@ pub enum Reader {
 }
 
 impl Reader {
-    /// An editor if this terminal understands one; its history lies in `history`, if it can be kept.
-    pub fn new(history: Option<PathBuf>, words: &[&str]) -> Reader {
+    /// An editor if this terminal understands one; its history lies in `history`, if it can be
+    /// kept. `words` are the commands that Tab completes.
+    pub fn new(history: Option<PathBuf>, words: &[String]) -> Reader {
         if crate::env::dumb() || !std::io::stdout().is_terminal() {
             return Reader::Plain;
         }
@@ -46,25 +48,18 @@ impl Reader {
         keys.add_binding(
             KeyModifiers::NONE,
             KeyCode::Tab,
-            ReedlineEvent::UntilFound(vec![
-                ReedlineEvent::Menu(MENU.to_owned()),
-                ReedlineEvent::MenuNext,
-            ]),
+            ReedlineEvent::UntilFound(vec![ReedlineEvent::HistoryHintComplete]),
         );
-        let mut completer = DefaultCompleter::with_inclusions(&['/', '_']).set_min_word_len(1);
-        completer.insert(words.iter().map(|w| (*w).to_owned()).collect());
-        let menu = ColumnarMenu::default().with_name(MENU).with_marker(PROMPT);
-        let dim = nu_dim();
         let mut editor = Reedline::create()
             .with_edit_mode(Box::new(Emacs::new(keys)))
             .with_validator(Box::new(Whole))
-            .with_completer(Box::new(completer))
-            .with_menu(ReedlineMenu::EngineCompleter(Box::new(menu)))
-            .with_quick_completions(true)
-            .with_partial_completions(true)
-            .with_hinter(Box::new(DefaultHinter::default().with_style(dim)))
             .with_ansi_colors(crate::env::colour())
             .use_bracketed_paste(true);
+        // Without dim type a hint would look like something typed.
+        if crate::env::colour() {
+            let words = words.to_vec();
+            editor = editor.with_hinter(Box::new(Hints::new(words)));
+        }
         match history.map(|path| kept(&path)) {
             Some(Ok(history)) => editor = editor.with_history(Box::new(history)),
             Some(Err(error)) => tracing::warn!("no history: {error:#}"),
@@ -84,12 +79,6 @@ impl Reader {
             Reader::Plain => plain(),
         }
     }
-}
-
-const MENU: &str = "commands";
-
-fn nu_dim() -> nu_ansi_term::Style {
-    nu_ansi_term::Style::new().dimmed()
 }
 
 /// The history file, readable by its owner only: it holds what was said.
@@ -172,6 +161,63 @@ impl Validator for Whole {
     }
 }
 
+/// What may follow, in dim type behind what is typed: a command, else the last message that began
+/// in the same way. Tab and the right arrow take it.
+struct Hints {
+    words: Vec<String>,
+    history: DefaultHinter,
+    /// The rest of a command; `None`: the history's hint counts.
+    command: Option<String>,
+}
+
+impl Hints {
+    fn new(words: Vec<String>) -> Hints {
+        Hints {
+            words,
+            history: DefaultHinter::default().with_style(Style::new().dimmed()),
+            command: None,
+        }
+    }
+}
+
+/// The rest of the first command that begins in this way.
+fn rest_of_command<'w>(words: &'w [String], line: &str) -> Option<&'w str> {
+    let line = Some(line).filter(|line| line.len() > 1 && line.starts_with('/'))?;
+    let mut rests = words.iter().filter_map(|word| word.strip_prefix(line));
+    rests.find(|rest| !rest.is_empty())
+}
+
+impl Hinter for Hints {
+    fn handle(
+        &mut self,
+        line: &str,
+        pos: usize,
+        history: &dyn History,
+        ansi: bool,
+        cwd: &str,
+    ) -> String {
+        self.command = rest_of_command(&self.words, line).map(str::to_owned);
+        match &self.command {
+            Some(rest) => Style::new().dimmed().paint(rest).to_string(),
+            None => self.history.handle(line, pos, history, ansi, cwd),
+        }
+    }
+
+    fn complete_hint(&self) -> String {
+        match &self.command {
+            Some(rest) => rest.clone(),
+            None => self.history.complete_hint(),
+        }
+    }
+
+    fn next_hint_token(&self) -> String {
+        match &self.command {
+            Some(rest) => rest.clone(),
+            None => self.history.next_hint_token(),
+        }
+    }
+}
+
 /// The prompt's signs.
 struct Marks;
 
@@ -216,6 +262,22 @@ mod tests {
         ] {
             assert_eq!(whole(typed), is_whole, "{typed:?}");
             assert_eq!(unwrapped(typed), means, "{typed:?}");
+        }
+    }
+
+    #[test]
+    fn commands_are_completed() {
+        let words = ["/set", "/set temperature ", "/system"].map(String::from);
+        for (typed, rest) in [
+            ("/s", Some("et")),
+            ("/set", Some(" temperature ")),
+            ("/set t", Some("emperature ")),
+            ("/sy", Some("stem")),
+            ("/", None),
+            ("/x", None),
+            ("s", None),
+        ] {
+            assert_eq!(rest_of_command(&words, typed), rest, "{typed}");
         }
     }
 

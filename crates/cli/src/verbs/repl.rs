@@ -92,8 +92,17 @@ struct Chat {
 pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
     let mut chat = Chat::open(args, model)?;
     let history = load::hub(args.load.net)?.home().join("history");
-    let names: Vec<&str> = COMMANDS.iter().map(|c| c.0).collect();
-    let mut reader = Reader::new(Some(history), &names);
+    let commands = COMMANDS.iter().map(|c| c.0.to_owned());
+    let settings = ["shift", "verbose", "max_tokens", "seed"].into_iter();
+    let settings = settings.chain(
+        sampling::listed(&chat.params.sampler)
+            .into_iter()
+            .map(|s| s.0),
+    );
+    let words: Vec<String> = commands
+        .chain(settings.map(|name| format!("/set {name} ")))
+        .collect();
+    let mut reader = Reader::new(Some(history), &words);
     chat.greet()?;
     let mut warned: Option<Instant> = None;
     loop {
@@ -120,7 +129,7 @@ impl Chat {
         let tokenizer = load::tokenizer_of(&loaded.path)?;
         let template = load::template_of(&loaded.path, &tokenizer)?;
         let session = load::session(&loaded, args.load.ctx)?;
-        let generation = load::generation_config(&loaded.path)?;
+        let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
         let eog = match &generation {
             Some(config) => engine::eog_from_generation_config(config)?,
             None => Vec::new(),
@@ -404,6 +413,10 @@ impl Chat {
         };
         // With a fixed seed the same choice would give the same words.
         self.params.choice += 1;
+        if self.params.sampler.temperature <= 0.0 {
+            let again = "(the likeliest words again: /set temperature 0.8 varies them)";
+            crate::out::line(&dim(again))?;
+        }
         let turns = self.turns.len();
         let answered = self.answer();
         if self.turns.len() == turns {

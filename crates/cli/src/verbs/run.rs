@@ -94,7 +94,7 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
     let tokenizer = load::tokenizer_of(&loaded.path)?;
     let (ids, mut eog) = prompt_ids(args, &loaded, &tokenizer, prompt)?;
     let mut session = load::session(&loaded, args.load.ctx)?;
-    let generation = load::generation_config(&loaded.path)?;
+    let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
     if let Some(config) = &generation {
         eog.extend(engine::eog_from_generation_config(config)?);
     }

@@ -49,6 +49,11 @@ shared!(
     mirostat_eta,
 );
 
+/// Whether any sampler was typed.
+pub fn any_set(args: &SamplingArgs) -> bool {
+    *args != SamplingArgs::default()
+}
+
 /// The parameters; a seed that was not given is drawn.
 pub fn params(args: &SamplingArgs, generation: Option<&Value>) -> Result<SamplerParams> {
     let mut params = SamplerParams::default();
@@ -103,6 +108,23 @@ pub fn set(params: &mut SamplerParams, name: &str, value: &str) -> Result<Option
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// What the catalogue recommends is taken as it is, until a sampler is typed.
+    #[test]
+    fn the_catalogue_recommends_what_the_engine_knows() {
+        let recommended = hub::catalogue().iter().filter_map(|entry| entry.generation);
+        for json in recommended {
+            let config = serde_json::from_str(json).unwrap();
+            let p = params(&SamplingArgs::default(), Some(&config)).unwrap();
+            assert_eq!((p.temperature, p.repeat_penalty), (0.0, 1.1));
+        }
+        assert!(!any_set(&SamplingArgs::default()));
+        let seed = SamplingArgs {
+            seed: Some(1),
+            ..SamplingArgs::default()
+        };
+        assert!(any_set(&seed));
+    }
 
     #[test]
     fn options_beat_the_model_and_the_model_beats_the_defaults() {
