@@ -30,6 +30,13 @@ impl<'t> Decoder<'t> {
         }
     }
 
+    /// A decoder for what follows these tokens. Special tokens are no text: after a lone begin-of-text token a
+    /// text still starts, and SentencePiece's space comes off.
+    pub fn after(tokenizer: &'t Tokenizer, prompt: &[u32]) -> Decoder<'t> {
+        let has_text = prompt.iter().any(|&id| !tokenizer.is_special(id));
+        Decoder::new(tokenizer, has_text)
+    }
+
     /// Whether special tokens give their names (`<|eot_id|>`) as text.
     #[must_use]
     pub fn keep_special(mut self, keep: bool) -> Decoder<'t> {
