@@ -133,59 +133,14 @@ impl Kernels {
     /// prepared for a product's type.
     pub fn matmul(&self, x: &Activations<'_>, products: &mut [Product<'_>]) {
         let fast = self.compute == Compute::Fast;
-        let mut jobs = Vec::new();
-        let mut work = 0;
-        for p in products.iter() {
-            work += p.w.rows().saturating_mul(p.w.cols()).saturating_mul(x.n);
-        }
+        let size = |p: &Product<'_>| p.w.rows().saturating_mul(p.w.cols()).saturating_mul(x.n);
+        let work = products.iter().map(size).fold(0, usize::saturating_add);
         let threads = if work < SMALL_PRODUCTS {
             1
         } else {
             self.threads()
         };
-        for p in products {
-            let Product {
-                w,
-                bias,
-                ref mut out,
-            } = *p;
-            let (rows, cols) = (w.rows(), w.cols());
-            assert_eq!(
-                cols,
-                x.cols,
-                "columns of {} weights, and of the activations",
-                w.ty()
-            );
-            assert_eq!(
-                Some(out.len()),
-                rows.checked_mul(x.n),
-                "outputs of {rows} rows x {}",
-                x.n
-            );
-            assert!(bias.is_none_or(|b| b.len() == rows), "bias of {rows} rows");
-            assert!(
-                x.fits(w.ty(), fast),
-                "activations not prepared for {}",
-                w.ty()
-            );
-            let out = Shared::new(out);
-            let step = if threads == 1 {
-                rows.max(1)
-            } else {
-                rows_per_task(&w, x.n, threads)
-            };
-            for start in (0..rows).step_by(step) {
-                let rows = start..rows.min(start + step);
-                jobs.push(Job {
-                    w,
-                    rows,
-                    bias,
-                    x,
-                    out,
-                    fast,
-                });
-            }
-        }
+        let jobs = jobs(x, products, threads, fast);
         let matmul = self.table.matmul;
         self.pool.run(if x.n == 0 { 0 } else { jobs.len() }, &|i| {
             // SAFETY: the jobs write disjoint rows of their own outputs; the table's level is
@@ -441,6 +396,55 @@ impl Kernels {
             f(at, unsafe { x.part(at, STEP.min(len - at)) });
         });
     }
+}
+
+/// Splits products into tasks of some rows each, after checking all lengths.
+fn jobs<'a>(
+    x: &'a Activations<'_>,
+    products: &'a mut [Product<'_>],
+    threads: usize,
+    fast: bool,
+) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for Product { w, bias, out } in products {
+        let (rows, cols) = (w.rows(), w.cols());
+        assert_eq!(
+            cols,
+            x.cols,
+            "columns of {} weights, and of the activations",
+            w.ty()
+        );
+        assert_eq!(
+            Some(out.len()),
+            rows.checked_mul(x.n),
+            "outputs of {rows} rows x {}",
+            x.n
+        );
+        assert!(bias.is_none_or(|b| b.len() == rows), "bias of {rows} rows");
+        assert!(
+            x.fits(w.ty(), fast),
+            "activations not prepared for {}",
+            w.ty()
+        );
+        let out = Shared::new(out);
+        let step = if threads == 1 {
+            rows.max(1)
+        } else {
+            rows_per_task(w, x.n, threads)
+        };
+        for start in (0..rows).step_by(step) {
+            let rows = start..rows.min(start + step);
+            jobs.push(Job {
+                w: *w,
+                rows,
+                bias: *bias,
+                x,
+                out,
+                fast,
+            });
+        }
+    }
+    jobs
 }
 
 /// Rows of a product given to one task: enough tasks for every thread to get several, each with

@@ -41,7 +41,7 @@ fn tame(ty: Type, b: &mut [u8]) {
     let put = |b: &mut [u8], at: usize, x: f32| {
         b[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
     };
-    // Sum of the bytes' bits as four uniform parts: near enough to a normal distribution.
+    // Two random bytes as a number with uniform distribution.
     let uniform = |b: &[u8]| {
         let bits = u32::from(b[0]) | u32::from(b[1]) << 8;
         (bits as f32 / 65_535.0 - 0.5) * 12f32.sqrt() * DEVIATION
@@ -106,7 +106,7 @@ fn tame(ty: Type, b: &mut [u8]) {
             b[4..8].fill(0);
             put(b, 0, DEVIATION / (16.0 * 69.8));
         }
-        // 2^(121 - 128) times values of deviation 5.3 / 2... 2^-8 · 5.9 = 0.023.
+        // 2^(120 - 128) times integers of deviation 5.8.
         Type::MXFP4 => b[0] = 120,
     }
 }

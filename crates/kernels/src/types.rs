@@ -8,11 +8,11 @@ use std::str::FromStr;
 
 /// How the values of a row are stored. Block layouts: `blocks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(
+#[expect(
     non_camel_case_types,
     reason = "the field's own names for these formats"
 )]
-#[allow(
+#[expect(
     missing_docs,
     reason = "the table `INFO` and the module `blocks` say what each one is"
 )]
@@ -171,7 +171,8 @@ impl<'a> Matrix<'a> {
         self.data
     }
 
-    /// Bytes of one row. Panics if `row` is not below `rows`.
+    /// Bytes of one row. Inlined into the level functions, which call it row by row. Panics if `row` is not below `rows`.
+    #[inline]
     pub fn row(&self, row: usize) -> &'a [u8] {
         assert!(
             row < self.rows,

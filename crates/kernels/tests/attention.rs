@@ -295,6 +295,104 @@ fn fused_levels_agree_to_the_bit() {
     }
 }
 
+/// What is read back of a stored value: rounded to nearest, ties to even; q8_0 by its own formula.
+fn stored(ty: KvType, x: &[f32]) -> Vec<f32> {
+    let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let d = half::f16::from_f32(largest / 127.0).to_f32();
+    let one = |x: &f32| match ty {
+        KvType::F32 => *x,
+        KvType::F16 => half::f16::from_f32(*x).to_f32(),
+        KvType::Bf16 => half::bf16::from_f32(*x).to_f32(),
+        KvType::Q8_0 => (x * (1.0 / d)).round_ties_even() * d,
+    };
+    x.iter().map(one).collect()
+}
+
+#[test]
+fn stored_keys_and_values_are_read_back_exactly() {
+    let (dim, tokens) = (32, 19);
+    for level in Level::available() {
+        let k = Kernels::new(level, Compute::Fast, 1).unwrap();
+        for ty in TYPES {
+            let layout = KvLayout::new(ty, 2, dim, 16).unwrap();
+            let cache = Cache::new(&k, layout, tokens, &mut Random(10));
+            let pages = cache.pages();
+            // Unit vectors as queries give back keys, a pattern of one 1 gives back values.
+            let mut q = vec![0.0; dim * 2 * dim];
+            (0..dim).for_each(|d| (0..2).for_each(|h| q[(d * 2 + h) * dim + d] = 1.0));
+            let spans = vec![0..tokens; dim];
+            let (scale, heads) = (1.0, 2);
+            let a = Attend {
+                layout,
+                pages: &pages,
+                q: &q,
+                heads,
+                spans: &spans,
+                scale,
+                out: &mut [],
+            };
+            let mut scores = vec![0.0; dim * 2 * tokens];
+            k.attention_scores(&a, tokens, &mut scores);
+            let mut pattern = vec![0.0; tokens * 2 * tokens];
+            (0..tokens).for_each(|t| (0..2).for_each(|h| pattern[(t * 2 + h) * tokens + t] = 1.0));
+            let spans = vec![0..tokens; tokens];
+            let a = Attend {
+                layout,
+                pages: &pages,
+                q: &[],
+                heads,
+                spans: &spans,
+                scale,
+                out: &mut [],
+            };
+            let mut values = vec![0.0; tokens * 2 * dim];
+            k.attention_mix(&a, tokens, &pattern, &mut values);
+            for t in 0..tokens {
+                for head in 0..2 {
+                    let row = (t * 2 + head) * dim..(t * 2 + head + 1) * dim;
+                    assert_eq!(
+                        values[row.clone()],
+                        stored(ty, &cache.v[row.clone()]),
+                        "{ty}"
+                    );
+                    let key: Vec<f32> = (0..dim)
+                        .map(|d| scores[(d * 2 + head) * tokens + t])
+                        .collect();
+                    assert_eq!(key, stored(ty, &cache.k[row]), "{ty}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_none_stay_so_when_stored() {
+    let k = Kernels::new(Level::best(), Compute::Fast, 1).unwrap();
+    for ty in TYPES {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let layout = KvLayout::new(ty, 1, 16, 16).unwrap();
+            let mut page = vec![0; layout.page_bytes()];
+            let mut v = [1.0; 16];
+            v[3] = bad;
+            k.store(&layout, &mut page, 0, &[0.0; 16], &v);
+            let mut out = [0.0; 16];
+            let (pages, spans) = ([&page[..]], causal(1, 1));
+            let (q, scale) = (&[0.0; 16][..], 1.0);
+            let work = Attend {
+                layout,
+                pages: &pages,
+                q,
+                heads: 1,
+                spans: &spans,
+                scale,
+                out: &mut out,
+            };
+            k.attention(&mut [work]);
+            assert!(!out[3].is_finite(), "{ty} {bad}: {out:?}");
+        }
+    }
+}
+
 #[test]
 fn weights_written_outside_a_span_count() {
     let k = Kernels::new(Level::best(), Compute::Fast, 1).unwrap();
