@@ -37,6 +37,14 @@ pub(crate) fn add<S: Simd>(_: S, x: &mut [f32], y: &[f32]) {
     }
 }
 
+/// x += scale · y. Rounded twice, so that every level gives the same bits.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd>(_: S, x: &mut [f32], y: &[f32], scale: f32) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += scale * y;
+    }
+}
+
 /// Turns the pairs of each head of one token: `x [heads, head_dim]`, `cos` and `sin` of one length,
 /// at most `head_dim / 2`. Neither product is fused, so that all levels agree.
 #[inline(always)]

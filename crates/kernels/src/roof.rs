@@ -352,6 +352,16 @@ impl Kernels {
         });
     }
 
+    /// `x += scale * y`. Panics unless both have one length.
+    pub fn add_scaled(&self, x: &mut [f32], y: &[f32], scale: f32) {
+        assert_eq!(x.len(), y.len(), "terms of a sum");
+        let add_scaled = self.table.add_scaled;
+        self.chunks(x, &|at, x| {
+            // SAFETY: the table's level is available.
+            unsafe { add_scaled(x, &y[at..at + x.len()], scale) };
+        });
+    }
+
     /// Natural logarithm of the softmax of each row of `cols` values, in place. Panics unless `x` is
     /// whole rows.
     pub fn log_softmax(&self, x: &mut [f32], cols: usize) {

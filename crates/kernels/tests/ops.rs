@@ -216,6 +216,10 @@ fn sums_and_bits_over_threads() {
             let mut sum = x.clone();
             k.add(&mut sum, &y);
             assert!(sum.iter().zip(&x).zip(&y).all(|((s, x), y)| *s == x + y));
+            let mut scaled = x.clone();
+            k.add_scaled(&mut scaled, &y, 0.3);
+            let each = scaled.iter().zip(&x).zip(&y);
+            assert!(each.into_iter().all(|((s, x), y)| *s == x + 0.3 * y));
             k.gated(Activation::Silu, &mut sum, &x);
             let mut normed = vec![0.0; 70_000];
             k.rms_norm(&sum, &y[..700], 1e-5, &mut normed);

@@ -126,8 +126,7 @@ impl Adapter {
                 out: &mut high,
             }],
         );
-        high.iter_mut().for_each(|v| *v *= scale);
-        k.add(out, &high);
+        k.add_scaled(out, &high, scale);
         Ok(())
     }
 }

@@ -70,6 +70,8 @@ algorithms! {
     rotate(x: &mut [f32], dim: usize, layout: RopeLayout, cos: &[f32], sin: &[f32]) = ops::rotate;
     /// Sum of two vectors.
     add(x: &mut [f32], y: &[f32]) = ops::add;
+    /// `x += scale * y`.
+    add_scaled(x: &mut [f32], y: &[f32], scale: f32) = ops::add_scaled;
     /// Activation in place.
     activate(kind: Activation, x: &mut [f32]) = exp::activate;
     /// Gated activation in place.
