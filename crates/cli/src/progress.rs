@@ -156,6 +156,6 @@ mod tests {
     fn long_labels_lose_their_beginning() {
         assert_eq!(short("a.gguf"), "a.gguf");
         let long = short("unpacking é/SmolLM2-135M-Instruct.Q4_1.gguf");
-        assert_eq!(long, "…ing é/SmolLM2-135M-Instruct.Q4_1.gguf");
+        assert_eq!(long, "…ng é/SmolLM2-135M-Instruct.Q4_1.gguf");
     }
 }

@@ -133,6 +133,11 @@ fn ctrl_c_at_an_empty_prompt_leaves_the_second_time() {
         let mut talk = Talk::begin(&home, term, &args(&model));
         talk.wait(">>> ").send("\x03").wait("Ctrl-C again");
         std::thread::sleep(Duration::from_millis(300));
+        if term == "xterm" {
+            // Wiping what is typed is no step towards leaving.
+            talk.send("abc").wait("abc").send("\x03").wait(">>> ");
+            talk.send("\x03").wait("Ctrl-C again").wait(">>> ");
+        }
         let (ended, seen) = talk.send("\x03").end();
         assert_eq!(ended, code, "{seen:?}");
         let mut talk = Talk::begin(&home, term, &args(&model));

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use nu_ansi_term::Style;
@@ -25,7 +27,9 @@ const HISTORY: usize = 1000;
 /// What was typed.
 pub enum Line {
     Text(String),
-    /// Ctrl-C.
+    /// Ctrl-C, which wiped something.
+    Wiped,
+    /// Ctrl-C at an empty prompt.
     Interrupt,
     /// Ctrl-D, or the input's end.
     End,
@@ -33,7 +37,11 @@ pub enum Line {
 
 /// Where messages come from.
 pub enum Reader {
-    Editor(Box<Reedline>),
+    Editor {
+        editor: Box<Reedline>,
+        /// Is there something in the line that is being edited?
+        typed: Arc<AtomicBool>,
+    },
     Plain,
 }
 
@@ -55,27 +63,29 @@ impl Reader {
             .with_validator(Box::new(Whole))
             .with_ansi_colors(crate::env::colour())
             .use_bracketed_paste(true);
-        // Without dim type a hint would look like something typed.
-        if crate::env::colour() {
-            let words = words.to_vec();
-            editor = editor.with_hinter(Box::new(Hints::new(words)));
-        }
+        let typed = Arc::new(AtomicBool::new(false));
+        editor = editor.with_hinter(Box::new(Hints::new(words.to_vec(), typed.clone())));
         match history.map(|path| kept(&path)) {
             Some(Ok(history)) => editor = editor.with_history(Box::new(history)),
             Some(Err(error)) => tracing::warn!("no history: {error:#}"),
             None => {}
         }
-        Reader::Editor(Box::new(editor))
+        let editor = Box::new(editor);
+        Reader::Editor { editor, typed }
     }
 
     /// The next message.
     pub fn read(&mut self) -> Result<Line> {
         match self {
-            Reader::Editor(editor) => Ok(match editor.read_line(&Marks)? {
-                Signal::Success(text) => Line::Text(unwrapped(&text)),
-                Signal::CtrlC => Line::Interrupt,
-                _ => Line::End,
-            }),
+            Reader::Editor { editor, typed } => {
+                typed.store(false, Ordering::Relaxed);
+                Ok(match editor.read_line(&Marks)? {
+                    Signal::Success(text) => Line::Text(unwrapped(&text)),
+                    Signal::CtrlC if typed.load(Ordering::Relaxed) => Line::Wiped,
+                    Signal::CtrlC => Line::Interrupt,
+                    _ => Line::End,
+                })
+            }
             Reader::Plain => plain(),
         }
     }
@@ -162,8 +172,10 @@ impl Validator for Whole {
 }
 
 /// What may follow, in dim type behind what is typed: a command, else the last message that began
-/// in the same way. Tab and the right arrow take it.
+/// in the same way. Tab and the right arrow take it. The editor shows it every state of the line:
+/// from here comes `typed` too.
 struct Hints {
+    typed: Arc<AtomicBool>,
     words: Vec<String>,
     history: DefaultHinter,
     /// The rest of a command; `None`: the history's hint counts.
@@ -171,8 +183,9 @@ struct Hints {
 }
 
 impl Hints {
-    fn new(words: Vec<String>) -> Hints {
+    fn new(words: Vec<String>, typed: Arc<AtomicBool>) -> Hints {
         Hints {
+            typed,
             words,
             history: DefaultHinter::default().with_style(Style::new().dimmed()),
             command: None,
@@ -196,6 +209,11 @@ impl Hinter for Hints {
         ansi: bool,
         cwd: &str,
     ) -> String {
+        self.typed.store(!line.is_empty(), Ordering::Relaxed);
+        // Without dim type a hint would look like something typed.
+        if !ansi {
+            return String::new();
+        }
         self.command = rest_of_command(&self.words, line).map(str::to_owned);
         match &self.command {
             Some(rest) => Style::new().dimmed().paint(rest).to_string(),

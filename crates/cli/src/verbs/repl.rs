@@ -2,7 +2,6 @@
 //! session's cache carries over from turn to turn.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use engine::{FinishReason, GenerateParams, Generation, SamplerParams, Session};
@@ -60,9 +59,6 @@ const COMMANDS: &[(&str, &str, &str, Command)] = &[
 const KEYS: &str = "Alt-Enter or a final \\ goes on in the next line, \"\"\" opens and closes a \
                     block.\nCtrl-C stops an answer; the conversation goes on.";
 
-/// Two presses of Ctrl-C within this time leave.
-const TWICE: Duration = Duration::from_secs(2);
-
 type Command = fn(&mut Chat, &str) -> Result<Then>;
 
 /// What follows a command.
@@ -104,18 +100,19 @@ pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
         .collect();
     let mut reader = Reader::new(Some(history), &words);
     chat.greet()?;
-    let mut warned: Option<Instant> = None;
+    let mut warned = false;
     loop {
         match reader.read()? {
             Line::Text(text) => {
-                warned = None;
+                warned = false;
                 if chat.turn(&text)? == Then::Leave {
                     return Ok(());
                 }
             }
-            // The second one in a row leaves: not one that only wipes what was typed since.
-            Line::Interrupt if warned.is_none_or(|at| at.elapsed() > TWICE) => {
-                warned = Some(Instant::now());
+            Line::Wiped => warned = false,
+            // The second one in a row leaves.
+            Line::Interrupt if !warned => {
+                warned = true;
                 crate::out::line(&dim(crate::interrupt::LEAVE))?;
             }
             Line::Interrupt | Line::End => return Ok(()),
@@ -221,7 +218,9 @@ impl Chat {
             &self.params,
             &mut |text| shown.push(text),
         )?;
-        shown.finish()?;
+        if made.finish_reason != FinishReason::Cancelled {
+            shown.finish()?;
+        }
         if !made.text.is_empty() {
             self.turns.push(chat::assistant(made.text.as_str()));
         }

@@ -91,10 +91,13 @@ struct SetLine {
 
 /// Sets one sampler by name, as `/set temperature 0.2` does. Returns the seed if it was that.
 pub fn set(params: &mut SamplerParams, name: &str, value: &str) -> Result<Option<u64>> {
-    let option = format!(
-        "--{}={value}",
-        name.trim_start_matches('-').replace('_', "-")
-    );
+    let name = name.replace('-', "_");
+    let known = listed(params).iter().any(|(known, _)| *known == name);
+    if !known && !["seed", "logit_bias"].contains(&name.as_str()) {
+        let hint = "/help names some, `puna run --help` all";
+        return Err(usage(format!("{name} is no setting"), hint));
+    }
+    let option = format!("--{}={value}", name.replace('_', "-"));
     let line = SetLine::try_parse_from(["/set", &option])?.sampling;
     let mut changed = params.clone();
     lay_over(&mut changed, &line);
