@@ -13,11 +13,30 @@ pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
     path: &'a Path,
+    /// What ends where `bytes` end, for messages.
+    whole: &'static str,
 }
 
 impl<'a> Cursor<'a> {
     pub(crate) fn new(bytes: &'a [u8], path: &'a Path) -> Cursor<'a> {
-        Cursor { bytes, at: 0, path }
+        Cursor {
+            bytes,
+            at: 0,
+            path,
+            whole: "the file",
+        }
+    }
+
+    /// A cursor that ends after `limit` bytes; `whole` says what that is.
+    pub(crate) fn limited(self, limit: usize, whole: &'static str) -> Cursor<'a> {
+        match self.bytes.get(..limit) {
+            Some(bytes) => Cursor {
+                bytes,
+                whole,
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// All bytes, also those that have been read.
@@ -44,7 +63,8 @@ impl<'a> Cursor<'a> {
     pub(crate) fn take(&mut self, n: usize, what: impl Display) -> Result<&'a [u8], Error> {
         if n > self.left() {
             let left = self.left();
-            let what = format!("the file ends inside {what}: {n} bytes needed, {left} left");
+            let whole = self.whole;
+            let what = format!("{whole} ends inside {what}: {n} bytes needed, {left} left");
             return Err(self.wrong(self.at, what));
         }
         let bytes = &self.bytes[self.at..self.at + n];

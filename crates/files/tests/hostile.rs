@@ -111,3 +111,36 @@ fn errors_about_bytes_have_an_offset() {
         }
     }
 }
+
+/// A sparse file as large as a real model that promises as much as its size allows: an error at
+/// once, without the memory that was promised.
+#[test]
+fn a_huge_file_of_promises_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("promises.gguf");
+    let size: u64 = 60 << 30;
+    let array = |kind: u32, count: u64| {
+        let mut head = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0".to_vec();
+        head.extend(1u64.to_le_bytes());
+        head.extend(b"k\x09\0\0\0");
+        head.extend(kind.to_le_bytes());
+        head.extend(count.to_le_bytes());
+        head
+    };
+    let mut keys = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    keys.extend((size / 14 - 2).to_le_bytes());
+    for head in [
+        keys,
+        array(0, size - 100),
+        array(8, (size - 100) / 8),
+        array(9, (size - 100) / 12),
+    ] {
+        std::fs::write(&path, &head).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(size).unwrap();
+        let begun = std::time::Instant::now();
+        let error = files::gguf::Gguf::open(&path).unwrap_err().to_string();
+        assert!(error.contains("promised"), "{error}");
+        assert!(begun.elapsed().as_secs() < 5, "{error}");
+    }
+}

@@ -131,11 +131,6 @@ impl Cache {
         self.pages.iter().map(|p| p.bytes.len() as u64).sum()
     }
 
-    /// Storage type of keys and values.
-    pub fn kv_type(&self) -> KvType {
-        self.layout.ty
-    }
-
     pub(crate) fn layout(&self) -> KvLayout {
         self.layout
     }

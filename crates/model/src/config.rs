@@ -179,10 +179,12 @@ impl Config {
 
     /// Number of weights, biases not counted.
     pub fn parameters(&self) -> u64 {
-        let (d, f) = (self.hidden as u64, self.ffn as u64);
-        let (q, kv) = (self.q_dim() as u64, self.kv_dim() as u64);
+        let (d, f) = (self.hidden as u128, self.ffn as u128);
+        let (q, kv) = (self.q_dim() as u128, self.kv_dim() as u128);
         let block = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d;
-        let table = self.vocab as u64 * d;
-        block * self.layers as u64 + d + if self.tied { table } else { 2 * table }
+        let table = self.vocab as u128 * d;
+        let head = if self.tied { 0 } else { table };
+        let all = block * self.layers as u128 + d + table + head;
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }

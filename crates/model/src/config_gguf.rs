@@ -199,10 +199,20 @@ fn scaling(gguf: &Gguf, m: &Metadata, context: usize) -> Result<Scaling> {
             .transpose()
     };
     let listed = divisors("rope_freqs.weight")?;
-    if listed.is_some() && !matches!(kind, None | Some("none")) {
+    if listed.is_some()
+        && (!matches!(kind, None | Some("none")) || factor.is_some_and(|f| f != 1.0))
+    {
         return Err(Error::NotImplemented(format!(
             "`rope_freqs.weight` beside rope scaling of type `{}`",
-            kind.unwrap_or_default()
+            kind.unwrap_or("linear")
+        )));
+    }
+    let long = ["rope_factors_short.weight", "rope_factors_long.weight"];
+    if kind != Some("longrope")
+        && let Some(name) = long.iter().find(|n| gguf.tensors.get(n).is_some())
+    {
+        return Err(Error::NotImplemented(format!(
+            "tensor `{name}` without rope scaling of type `longrope`"
         )));
     }
     if attn_factor.is_some_and(|a| a != 1.0) && !matches!(kind, Some("yarn" | "longrope")) {

@@ -128,7 +128,13 @@ fn activation(json: &Value) -> Result<Activation> {
 fn rope(json: &Value, head_dim: usize, context: usize) -> Result<RopeConfig> {
     let none = Value::Null;
     let nested = json.get("rope_parameters").filter(|v| !v.is_null());
-    let scaling = nested.or(json.get("rope_scaling")).unwrap_or(&none);
+    let old = json.get("rope_scaling").filter(|v| !v.is_null());
+    if nested.is_some() && old.is_some() && nested != old {
+        return Err(Error::Config(
+            "`rope_parameters` and `rope_scaling` of config.json say different things".into(),
+        ));
+    }
+    let scaling = nested.or(old).unwrap_or(&none);
     if !scaling.is_null() && !scaling.is_object() {
         return Err(Error::Config(format!(
             "rope scaling is {}, not an object",

@@ -25,4 +25,4 @@ pub use error::{Error, Result};
 pub use llama::forward;
 pub use probe::{At, Probe, Row, Site};
 pub use shape::{Mix, Shape, shapes, synthesize};
-pub use weights::{Weights, open, storage_type};
+pub use weights::{Weights, open};

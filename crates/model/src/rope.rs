@@ -129,7 +129,7 @@ fn llama3(f: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
     let wavelength = 2.0 * std::f64::consts::PI / f;
     if wavelength < original / high {
         f
-    } else if wavelength > original / low {
+    } else if wavelength > original / low || low == high {
         f / factor
     } else {
         let t = (original / wavelength - low) / (high - low);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use files::gguf::Gguf;
 use files::hf::HfDir;
-use files::{Blob, Dtype, Kind, Tensor, Tensors};
+use files::{Blob, Kind, Tensor, Tensors};
 use kernels::{Kernels, Matrix, Rope, Type};
 
 use crate::adapter::Target;
@@ -105,7 +105,7 @@ const GGUF: Names = Names {
         "rope_factors_short.weight",
         "rope_factors_long.weight",
     ],
-    ignored: &[".attn_rot_embd"],
+    ignored: &[".attn_rot_embd.weight"],
     bias_optional: true,
 };
 
@@ -127,7 +127,7 @@ const HF: Names = Names {
         "mlp.down_proj",
     ],
     extra: &[],
-    ignored: &["rotary_emb.inv_freq"],
+    ignored: &[".self_attn.rotary_emb.inv_freq"],
     bias_optional: false,
 };
 
@@ -286,7 +286,7 @@ impl Layer {
 /// A tensor that nothing reads might change the result: an error that names it.
 fn refuse_unknown(c: &Config, tensors: &Tensors, names: &Names) -> Result<()> {
     let known = |name: &str| {
-        if names.extra.contains(&name) || names.ignored.iter().any(|end| name.contains(end)) {
+        if names.extra.contains(&name) || names.ignored.iter().any(|end| name.ends_with(end)) {
             return true;
         }
         let (stem, bias) = match (name.strip_suffix(".weight"), name.strip_suffix(".bias")) {
@@ -389,12 +389,4 @@ fn storage(t: &Tensor) -> Result<Type> {
         name: t.name.clone(),
         what: format!("has storage type {name}, which this version cannot compute with"),
     })
-}
-
-/// The kernels' storage type of a file's, if it is one that is computed with.
-pub fn storage_type(dtype: Dtype) -> Option<Type> {
-    Type::ALL
-        .iter()
-        .copied()
-        .find(|ty| ty.name() == dtype.name())
 }

@@ -141,6 +141,17 @@ fn what_would_change_the_result_is_refused_by_name() {
 }
 
 #[test]
+fn two_accounts_of_the_scaling_must_agree() {
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    let both = |other: Value| with(json!({"rope_parameters": linear, "rope_scaling": other}));
+    assert_eq!(
+        both(linear.clone()).unwrap().rope.scaling,
+        Scaling::Linear { factor: 2.0 }
+    );
+    assert!(both(json!({"rope_type": "linear", "factor": 4.0})).is_err());
+}
+
+#[test]
 fn impossible_numbers_are_errors() {
     for (key, value) in [
         ("hidden_size", json!(0)),
@@ -231,6 +242,11 @@ mod gguf {
                 "rope_freqs.weight",
             ),
             (
+                "llama.rope.scaling.factor",
+                Value::from(4.0f32),
+                "rope_freqs.weight",
+            ),
+            (
                 "llama.attention.value_length",
                 Value::from(8u32),
                 "value length 8",
@@ -307,6 +323,14 @@ mod gguf {
         )
         .unwrap_err();
         assert!(error.contains("I8"), "{error}");
+    }
+
+    /// A tensor that only another kind of scaling reads.
+    #[test]
+    fn long_factors_without_longrope_are_refused() {
+        let long = vec![tensor("rope_factors_long.weight", &[16])];
+        let error = load(Some, long).unwrap_err();
+        assert!(error.contains("rope_factors_long.weight"), "{error}");
     }
 
     /// Without `output.weight` the head is the embedding table.

@@ -6,33 +6,30 @@ use common::*;
 use kernels::Compute;
 use model::Site;
 
-/// Logits, hidden states and attention of every Llama folder, for the whole prompt, in chunks and
-/// one by one.
+/// Logits, hidden states and attention of every Llama folder and of its F32 conversion by llama.cpp
+/// (interleaved rotary layout, `rope_freqs.weight`), for the whole prompt, in chunks and one by one.
 #[test]
 fn models_match_transformers() {
     for name in MODELS {
-        let w = open(&format!("models/{name}"), Compute::F32);
         let expected = Expected::open(&format!("models/{name}/expected.safetensors"));
         assert!(expected.sequences().len() >= 3, "{name}");
-        for s in expected.sequences() {
-            let ids = expected.ids(&format!("{s}.input_ids"));
-            for chunk in [ids.len(), 7, 3, 1] {
-                let mut probe =
-                    Capture::of(&[Site::Embed, Site::ResidPost, Site::FinalNorm, Site::Pattern]);
-                let got = logits(&w, &ids, chunk, &mut probe);
-                let what = format!("{name} {s} in chunks of {chunk}");
-                assert_close(
-                    &what,
-                    &got,
-                    &expected.f32(&format!("{s}.logits")),
-                    2e-4,
-                    1e-4,
-                );
-                check_hidden(&what, &probe, &expected, &s, w.config.layers);
-                if chunk >= ids.len() {
-                    check_attention(&what, &probe, &expected, &s, w.config.heads, ids.len());
+        for file in [format!("models/{name}"), format!("gguf/{name}.f32.gguf")] {
+            let w = open(&file, Compute::F32);
+            let mut attention = 0;
+            for s in expected.sequences() {
+                let ids = expected.ids(&format!("{s}.input_ids"));
+                for chunk in [ids.len(), 7, 3, 1] {
+                    let sites = [Site::Embed, Site::ResidPost, Site::FinalNorm, Site::Pattern];
+                    let mut probe = Capture::of(&sites);
+                    let got = logits(&w, &ids, chunk, &mut probe);
+                    let what = format!("{file} {s} in chunks of {chunk}");
+                    let want = expected.f32(&format!("{s}.logits"));
+                    assert_close(&what, &got, &want, 2e-4, 1e-4);
+                    check_hidden(&what, &probe, &expected, &s, w.config.layers);
+                    attention += check_attention(&what, &probe, &expected, &s, ids.len());
                 }
             }
+            assert_eq!(attention, w.config.layers * 4, "{file}: layers compared");
         }
     }
 }
@@ -55,38 +52,35 @@ fn check_hidden(what: &str, probe: &Capture, expected: &Expected, s: &str, layer
     check((Site::FinalNorm, 0), format!("{s}.hidden.{layers}"));
 }
 
-/// The probe has `[rows, heads, keys]`, transformers `[heads, rows, keys]`.
-fn check_attention(
-    what: &str,
-    probe: &Capture,
-    expected: &Expected,
-    s: &str,
-    heads: usize,
-    n: usize,
-) {
-    for ((_, layer), got) in probe
-        .seen
-        .iter()
-        .filter(|((site, _), _)| *site == Site::Pattern)
-    {
-        let name = format!("{s}.attn.{layer}");
+/// The probe has `[rows, heads, keys]` per call, transformers `[heads, rows, n]`. Returns how many
+/// layers there were to compare.
+fn check_attention(what: &str, probe: &Capture, expected: &Expected, s: &str, n: usize) -> usize {
+    let mut layers = 0;
+    for (key, got) in probe.seen.iter().filter(|(key, _)| key.0 == Site::Pattern) {
+        let name = format!("{s}.attn.{}", key.1);
         if !expected.has(&name) {
             continue;
         }
+        layers += 1;
         let want = expected.f32(&name);
-        for h in 0..heads {
-            for q in 0..n {
-                let got = &got[(q * heads + h) * n..][..n];
-                assert_close(
-                    &format!("{what} {name}"),
-                    got,
-                    &want[(h * n + q) * n..][..n],
-                    1e-5,
-                    0.0,
-                );
+        let (mut row, mut rest) = (0, &got[..]);
+        for shape in &probe.shapes[key] {
+            let [rows, heads, keys] = shape[..] else {
+                panic!("{what}: {shape:?}")
+            };
+            for at in 0..rows * heads {
+                let (q, h) = (row + at / heads, at % heads);
+                let want = &want[(h * n + q) * n..][..n];
+                let (got, after) = rest.split_at(keys);
+                rest = after;
+                assert_close(&format!("{what} {name}"), got, &want[..keys], 1e-5, 0.0);
+                assert!(want[keys..].iter().all(|p| *p == 0.0));
             }
+            row += rows;
         }
+        assert_eq!((row, rest.len()), (n, 0), "{what} {name}");
     }
+    layers
 }
 
 #[test]
@@ -118,25 +112,15 @@ fn both_forms_of_config_json_are_read_alike() {
     }
 }
 
-/// The F32 conversions by llama.cpp: interleaved rotary layout, `rope_freqs.weight`.
+/// Greedy continuations and log-probabilities of the F32 conversions in llama.cpp.
 #[test]
-fn gguf_conversions_match_transformers_and_llama_cpp() {
+fn gguf_conversions_match_llama_cpp() {
     for name in MODELS {
         let w = open(&format!("gguf/{name}.f32.gguf"), Compute::F32);
         let model = Expected::open(&format!("models/{name}/expected.safetensors"));
         let gguf = Expected::open(&format!("gguf/{name}.f32.expected.safetensors"));
         for s in model.sequences() {
             let ids = model.ids(&format!("{s}.input_ids"));
-            for chunk in [ids.len(), 7, 1] {
-                let got = logits(&w, &ids, chunk, &mut ());
-                assert_close(
-                    &format!("{name} {s} {chunk}"),
-                    &got,
-                    &model.f32(&format!("{s}.logits")),
-                    2e-4,
-                    1e-4,
-                );
-            }
             let want = gguf.ids(&format!("{s}.llama_cpp.greedy"));
             assert_eq!(greedy(&w, &ids, want.len()), want, "{name} {s}");
             let first = gguf.f32(&format!("{s}.llama_cpp.logprobs"));

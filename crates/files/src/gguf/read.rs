@@ -22,8 +22,16 @@ const MIN_KEY_BYTES: usize = 8 + 1 + 4 + 1;
 /// The least that a tensor's entry takes: length, one byte, n_dims, type, offset.
 const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 4 + 8;
 
+/// Metadata and tensor list may take so many bytes. Ten times the largest known; what they become
+/// in memory is a small multiple, whatever the size of the file.
+const MAX_HEADER: usize = 256 << 20;
+
+/// Places reserved at once for a promised number of things; more come as they are read.
+const RESERVED: usize = 1 << 12;
+
 pub(super) fn parse(file: Blob) -> Result<Gguf, Error> {
-    let mut cursor = Cursor::new(&file, file.path());
+    let cursor = Cursor::new(&file, file.path());
+    let mut cursor = cursor.limited(MAX_HEADER, "the largest header that is read, 256 MiB,");
     let version = version(&mut cursor)?;
     let n_tensors = cursor.count(MIN_TENSOR_BYTES, "tensors")?;
     let n_keys = cursor.count(MIN_KEY_BYTES, "metadata keys")?;
@@ -66,8 +74,8 @@ fn version(cursor: &mut Cursor) -> Result<u32, Error> {
 
 /// Reads `n` keys with their values, and finds the alignment among them.
 fn keys(cursor: &mut Cursor, n: usize) -> Result<(Metadata, usize), Error> {
-    let mut entries = Vec::with_capacity(n);
-    let mut seen = HashSet::with_capacity(n);
+    let mut entries = Vec::with_capacity(n.min(RESERVED));
+    let mut seen = HashSet::with_capacity(n.min(RESERVED));
     let mut alignment = DEFAULT_ALIGNMENT;
     for i in 0..n {
         let at = cursor.at();
@@ -160,7 +168,7 @@ fn array(cursor: &mut Cursor, key: &str, depth: usize) -> Result<Array, Error> {
         }
         8 => {
             let n = cursor.count(8, format_args!("elements of `{key}`"))?;
-            let mut strings = Strings::with_capacity(n);
+            let mut strings = Strings::with_capacity(n.min(RESERVED));
             for i in 0..n {
                 strings.push(cursor.string(format_args!("`{key}`[{i}]"))?);
             }
@@ -169,7 +177,7 @@ fn array(cursor: &mut Cursor, key: &str, depth: usize) -> Result<Array, Error> {
         9 => {
             // An array takes at least its element type and its count.
             let n = cursor.count(4 + 8, format_args!("elements of `{key}`"))?;
-            let mut arrays = Vec::with_capacity(n);
+            let mut arrays = Vec::with_capacity(n.min(RESERVED));
             for _ in 0..n {
                 arrays.push(array(cursor, key, depth + 1)?);
             }
@@ -214,8 +222,8 @@ fn entries<'a>(
     n: usize,
     alignment: usize,
 ) -> Result<Vec<Entry<'a>>, Error> {
-    let mut entries = Vec::with_capacity(n);
-    let mut seen = HashSet::with_capacity(n);
+    let mut entries = Vec::with_capacity(n.min(RESERVED));
+    let mut seen = HashSet::with_capacity(n.min(RESERVED));
     for i in 0..n {
         let at = cursor.at();
         let entry = entry(cursor, i)?;

@@ -77,6 +77,8 @@ impl Expected {
 pub struct Capture {
     pub sites: Vec<Site>,
     pub seen: BTreeMap<(Site, usize), Vec<f32>>,
+    /// The shape of each call.
+    pub shapes: BTreeMap<(Site, usize), Vec<Vec<usize>>>,
 }
 
 impl Capture {
@@ -96,6 +98,8 @@ impl Probe for Capture {
     fn see(&mut self, at: At, values: &mut [f32]) {
         assert_eq!(at.shape.iter().product::<usize>(), values.len());
         assert_eq!(at.shape[0], at.rows.len());
+        let shapes = self.shapes.entry((at.site, at.layer)).or_default();
+        shapes.push(at.shape.to_vec());
         self.seen
             .entry((at.site, at.layer))
             .or_default()
