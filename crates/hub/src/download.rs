@@ -165,7 +165,6 @@ impl<'a> Transfer<'a> {
             .write(true)
             .open(&part)
             .map_err(Error::io("open", &part))?;
-        progress.start(want.what, want.bytes.or(old.total));
         let mut transfer = Transfer {
             http,
             want,
@@ -188,6 +187,7 @@ impl<'a> Transfer<'a> {
         if !resumable || transfer.total.is_some_and(|total| length > total) {
             transfer.reset()?;
         } else if length > 0 {
+            progress.start(want.what, transfer.total);
             transfer.have = digest::feed_file(&mut transfer.hasher, &transfer.part, progress)?;
             transfer.resumed = true;
         }

@@ -155,7 +155,7 @@ impl Http {
                 .ok()
                 .and_then(|location| url.join(location).ok())
                 .ok_or_else(|| refuse("a redirect that leads nowhere".into()))?;
-            if url.scheme() == "https" && next.scheme() != "https" {
+            if is_downgrade(&url, &next) {
                 return Err(refuse("a redirect from https to http was refused".into()));
             }
             url = next;
@@ -376,6 +376,11 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
+/// Whether a redirect would leave encryption behind, be it for a loopback host.
+fn is_downgrade(from: &Url, to: &Url) -> bool {
+    from.scheme() == "https" && to.scheme() != "https"
+}
+
 fn same_origin(a: &Url, b: &Url) -> bool {
     a.origin() == b.origin()
 }
@@ -475,6 +480,19 @@ mod tests {
         }
         // Not in the clear to another machine.
         assert_eq!(http.token(), None);
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        for (from, to, downgrade) in [
+            ("https://a/", "http://a/", true),
+            ("https://a/", "http://127.0.0.1/", true),
+            ("https://a/", "https://b/", false),
+            ("http://127.0.0.1/", "http://127.0.0.1/", false),
+            ("http://127.0.0.1/", "https://a/", false),
+        ] {
+            assert_eq!(is_downgrade(&url(from), &url(to)), downgrade, "{from} {to}");
+        }
     }
 
     #[test]

@@ -173,12 +173,12 @@ impl Spec {
                 }
                 (format!("{}/{}", tidy(org), tidy(repo)), tag)
             }
-            Spec::Pip { name, version, .. } => (tidy(name), tidy(version)),
+            Spec::Pip { name, version, .. } => (tidy_name(name), tidy(version)),
             Spec::Url(url) => {
                 let path = without_query(url);
                 let leaf = path.rsplit('/').next().unwrap_or_default();
                 (
-                    tidy(leaf.strip_suffix(".gguf").unwrap_or(leaf)),
+                    tidy_name(leaf.strip_suffix(".gguf").unwrap_or(leaf)),
                     String::new(),
                 )
             }
@@ -255,6 +255,19 @@ fn looks_like_path(word: &str) -> bool {
         || FILE_ENDINGS.iter().any(|ending| lower.ends_with(ending))
 }
 
+/// Words before a colon that are schemes, and so no names: `hf:x` could not be told from a name
+/// `hf` with the tag `x`.
+const SCHEMES: [&str; 2] = ["hf", "pip"];
+
+/// A tidied word as a name of one part: a scheme's word gets a suffix.
+fn tidy_name(text: &str) -> String {
+    let name = tidy(text);
+    if SCHEMES.contains(&name.as_str()) {
+        return format!("{name}-model");
+    }
+    name
+}
+
 /// `name[:tag]` -> (name, tag), lower-cased, or `None` if it breaks the grammar.
 #[must_use]
 pub fn parse_name(word: &str) -> Option<(String, String)> {
@@ -263,8 +276,11 @@ pub fn parse_name(word: &str) -> Option<(String, String)> {
     let mut parts = name.split('/');
     let first = parts.next()?;
     let second = parts.next();
-    let good =
-        is_part(first) && second.is_none_or(is_part) && parts.next().is_none() && is_part(tag);
+    let good = is_part(first)
+        && second.is_none_or(is_part)
+        && !SCHEMES.contains(&name)
+        && parts.next().is_none()
+        && is_part(tag);
     good.then(|| (name.to_owned(), tag.to_owned()))
 }
 
