@@ -404,7 +404,7 @@ pub struct LogitsArgs {
     /// Add `attention.0`.. f32 [heads, n, n] (needs --out)
     #[arg(long, requires = "out")]
     pub attention: bool,
-    /// Tokens a forward pass takes at once [default: all]
+    /// Tokens a forward pass takes at once [default: 512, fewer for a large vocabulary]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub chunk: Option<usize>,
     #[command(flatten)]
@@ -415,6 +415,7 @@ pub struct LogitsArgs {
 
 /// `--ctx` is 512 here unless given: the protocol's chunk.
 #[derive(Args, Debug)]
+#[command(after_help = "Here --ctx is 512 unless given: the protocol's chunk.")]
 pub struct PerplexityArgs {
     pub model: String,
     /// The text

@@ -73,6 +73,22 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(failure.code as u8)
 }
 
+/// The hint where none is better known.
+fn general_hint(code: Code) -> Option<&'static str> {
+    match code {
+        Code::Failed => {
+            Some("`puna VERB --help` says what a verb expects, `puna doctor` what this machine has")
+        }
+        Code::Usage => Some("`puna --help` lists the verbs, `puna VERB --help` their options"),
+        Code::NotFound => Some("`puna list` shows the models that are here"),
+        Code::Invalid => Some(
+            "this release runs Llama models from GGUF files and Hugging Face directories; `puna show MODEL` tells what a file is",
+        ),
+        Code::Memory => Some("choose a smaller model or context, or end other programs"),
+        Code::Interrupted => None,
+    }
+}
+
 /// Prints the error and its hint on stderr.
 pub fn tell(failure: &Failure) {
     // Nothing is left to be done when stderr is closed too.
@@ -80,7 +96,10 @@ pub fn tell(failure: &Failure) {
     if !failure.what.is_empty() {
         let _ = writeln!(stderr, "error: {}", one_line(&failure.what));
     }
-    if let Some(hint) = &failure.hint {
+    let general = (!failure.what.is_empty())
+        .then(|| general_hint(failure.code))
+        .flatten();
+    if let Some(hint) = failure.hint.as_deref().or(general) {
         let _ = writeln!(stderr, "hint: {}", one_line(hint));
     }
 }
@@ -221,7 +240,7 @@ fn of_engine(error: &engine::Error) -> (Code, Option<String>) {
     match error {
         engine::Error::Model(e) => of_model(e),
         engine::Error::Text(e) => of_text(e),
-        engine::Error::Parameter { .. } => (Code::Usage, None),
+        engine::Error::Parameter { .. } | engine::Error::UnknownToken { .. } => (Code::Usage, None),
         engine::Error::GenerationConfig { .. } | engine::Error::BadLogit { .. } => {
             (Code::Invalid, None)
         }

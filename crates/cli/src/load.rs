@@ -57,6 +57,39 @@ pub fn resolve(hub: &Hub, typed: &str) -> Result<Resolved> {
     Ok(found?)
 }
 
+/// Finds MODEL; a file or directory as typed needs no store, nor a home for one.
+fn find_model(net: NetArgs, typed: &str) -> Result<Resolved> {
+    let path = Path::new(typed);
+    match hub(net) {
+        Err(error) if is_homeless(&error) && path.exists() => Ok(Resolved {
+            name: path.file_stem().map_or_else(
+                || typed.to_owned(),
+                |stem| stem.to_string_lossy().into_owned(),
+            ),
+            path: path.to_path_buf(),
+            source: typed.to_owned(),
+            sha256: None,
+            licence: None,
+            bytes: 0,
+        }),
+        hub => resolve(&hub?, typed),
+    }
+}
+
+/// Whether an error says that there is no place for a store.
+fn is_homeless(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(hub::Error::NoHome))
+}
+
+/// An error that names the file it is about.
+fn named(path: &Path, error: impl Into<anyhow::Error>) -> anyhow::Error {
+    let (error, path) = (error.into(), path.display().to_string());
+    match format!("{error:#}").contains(&path) {
+        true => error,
+        false => error.context(path),
+    }
+}
+
 /// The kernels that the options ask for.
 pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
     let level = match args.simd {
@@ -89,13 +122,15 @@ pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
 /// Opens the weights of MODEL (`None`: the default one).
 pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
     refuse_unready(args)?;
-    let hub = hub(args.net)?;
-    let typed = typed.map_or_else(|| default_model(&hub), str::to_owned);
+    let typed = match typed {
+        Some(typed) => typed.to_owned(),
+        None => default_model(&hub(args.net)?),
+    };
     // Before a download, not after it.
     let kernels = kernels(&args.machine)?;
-    let found = resolve(&hub, &typed)?;
+    let found = find_model(args.net, &typed)?;
     let began = Instant::now();
-    let weights = model::open(&found.path, kernels)?;
+    let weights = model::open(&found.path, kernels).map_err(|e| named(&found.path, e))?;
     Ok(Loaded {
         name: found.name,
         path: found.path,
@@ -220,7 +255,20 @@ pub fn tokenizer(typed: &str, net: NetArgs) -> Result<Tokenizer> {
 
 /// The tokenizer of a model's file or directory.
 pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
-    Ok(Tokenizer::open(path)?)
+    match Tokenizer::open(path) {
+        Ok(tokenizer) => Ok(tokenizer),
+        // The model is there; its tokenizer is not.
+        Err(text::Error::Read { source, .. })
+            if path.is_dir() && source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Err(failure(
+                Code::Invalid,
+                format!("{} has no tokenizer", path.display()),
+                "put tokenizer.json or tokenizer.model beside config.json",
+            ))
+        }
+        Err(error) => Err(named(path, error)),
+    }
 }
 
 /// The text of a special token; empty if there is none.

@@ -189,3 +189,55 @@ fn the_log_goes_to_stderr_and_obeys_rust_log() {
     let quiet = Home::new().env("RUST_LOG", "error").run(&args);
     assert!(quiet.stderr.is_empty(), "{quiet:?}");
 }
+
+/// What is wrong with a MODEL is said before an empty prompt is.
+#[test]
+fn an_unknown_or_broken_model_beats_an_empty_prompt() {
+    let home = Home::new().env("PUNA_OFFLINE", "1");
+    for model in ["nosuch:1b", "smolm2:135m", "hf:a/b"] {
+        home.run(&["run", "-m", model]).failed(3, "");
+        home.run(&["run", model]).failed(3, "");
+    }
+    let garbage = home.dir.path().join("garbage.gguf");
+    std::fs::write(&garbage, b"GGUF\x03\0\0\0 and then nothing").unwrap();
+    let garbage = garbage.to_str().unwrap();
+    home.run(&["run", garbage]).failed(4, garbage);
+    home.run(&["tokenize", garbage, "hi"]).failed(4, garbage);
+    home.run(&["run", "-m", &fixture("models/llama3")])
+        .failed(2, "empty");
+    home.run(&["run"]).failed(2, "empty");
+}
+
+/// A file as typed needs no store, nor a place for one.
+#[test]
+fn a_path_needs_no_home() {
+    let home = Home::new();
+    let model = fixture("gguf/llama3.f32.gguf");
+    for args in [
+        &["run", &model, "hi there", "--raw", "-n", "1"][..],
+        &["logits", &model, "--ids", "1"],
+        &["tokenize", &model, "hi"],
+    ] {
+        let mut command = home.command(args);
+        command.env("HOME", "").env_remove("PUNA_HOME");
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{args:?}: {out:?}");
+    }
+    let mut command = home.command(&["list"]);
+    let out = command.env("HOME", "").env_remove("PUNA_HOME").output();
+    assert_eq!(out.unwrap().status.code(), Some(1));
+}
+
+/// The directory is a model, but for its tokenizer.
+#[test]
+fn a_model_without_a_tokenizer_is_invalid() {
+    let home = Home::new();
+    let from = fixture("models/llama3");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(format!("{from}/{name}"), home.dir.path().join(name)).unwrap();
+    }
+    let model = home.dir.path().to_str().unwrap();
+    home.run(&["run", "-m", model, "hi there", "--raw"])
+        .failed(4, "has no tokenizer");
+    home.run(&["logits", model, "--ids", "1"]).succeeded();
+}

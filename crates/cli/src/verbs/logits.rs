@@ -34,7 +34,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
             .encode_prompt(text.as_deref().unwrap_or_default(), Special::Text)?,
     };
     check(args, weights, &ids)?;
-    let mut session = load::session(&loaded, Some(ids.len()))?;
+    let mut session = load::session(&loaded, Some(args.load.ctx.unwrap_or(ids.len())))?;
     let options = ScoreOptions {
         chunk: args.chunk,
         from: 0,
@@ -55,7 +55,8 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     if let Some(path) = &args.out {
         write(path, weights, &ids, &logits, &capture)?;
     }
-    let answer = json!({ "model": loaded.name, "ids": ids, "top": top });
+    let answer =
+        json!({ "model": loaded.name, "ids": ids, "context": session.context(), "top": top });
     out::print(args.format.format, &answer, || {
         table(&ids, &top, tokenizer.as_ref().ok())
     })

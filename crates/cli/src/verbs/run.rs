@@ -17,11 +17,14 @@ pub fn run(args: &RunArgs) -> Result<()> {
     load::refuse_unready(&args.load)?;
     // What is wrong with the options is said before a model is fetched.
     sampling::params(&args.sampling, None)?;
-    let hub = load::hub(args.load.net)?;
-    let words = words::sort(args.model.as_deref(), &args.words, |w| hub.is_model_word(w));
+    let hub = load::hub(args.load.net);
+    let words = words::sort(args.model.as_deref(), &args.words, |w| match &hub {
+        Ok(hub) => hub.is_model_word(w),
+        Err(_) => std::path::Path::new(w).exists(),
+    });
     let model = words.model.as_deref();
     match words.prompt {
-        Prompt::UnknownName(name) => Err(unknown(&hub, &name)),
+        Prompt::UnknownName(name) => Err(unknown(&hub?, &name)),
         Prompt::Words(words) => {
             let stdin = match words.iter().any(|w| w == "-") {
                 true => piped()?,
@@ -56,7 +59,10 @@ fn unknown(hub: &hub::Hub, name: &str) -> anyhow::Error {
         Err(error) if error.is_not_found() => failure(
             Code::NotFound,
             error.to_string(),
-            format!("`puna list` shows what is here; as a prompt: puna run -m MODEL {name}"),
+            format!(
+                "`puna list` shows what is here, the catalogue has {}; as a prompt: puna run -m MODEL {name}",
+                catalogue_names()
+            ),
         ),
         Err(error) => error.into(),
         Ok(found) => failure(
@@ -65,6 +71,11 @@ fn unknown(hub: &hub::Hub, name: &str) -> anyhow::Error {
             format!("as a model: puna run -m {}", found.source),
         ),
     }
+}
+
+fn catalogue_names() -> String {
+    let names: Vec<&str> = hub::catalogue().iter().map(|entry| entry.name).collect();
+    names.join(", ")
 }
 
 /// stdin, without the newline that `echo` puts behind it.
@@ -86,11 +97,19 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
         true => prompt.is_empty(),
         false => prompt.trim().is_empty(),
     };
-    if nothing && args.suffix.is_none() {
+    let empty = || {
         let hint = "give a prompt, as in: puna run \"What is the capital of France?\"";
-        return Err(usage("the prompt is empty", hint));
+        Err(usage("the prompt is empty", hint))
+    };
+    let nothing = nothing && args.suffix.is_none();
+    // Nothing is fetched for an empty prompt; a MODEL that was named is looked at first.
+    if nothing && model.is_none() {
+        return empty();
     }
     let loaded = load::weights(model, &args.load)?;
+    if nothing {
+        return empty();
+    }
     let tokenizer = load::tokenizer_of(&loaded.path)?;
     let (ids, mut eog) = prompt_ids(args, &loaded, &tokenizer, prompt)?;
     let mut session = load::session(&loaded, args.load.ctx)?;

@@ -49,9 +49,14 @@ shared!(
     mirostat_eta,
 );
 
-/// Whether any sampler was typed.
+/// Whether any sampler was typed. A seed and a bias fit any way of sampling.
 pub fn any_set(args: &SamplingArgs) -> bool {
-    *args != SamplingArgs::default()
+    let fits_all = SamplingArgs {
+        seed: args.seed,
+        logit_bias: args.logit_bias.clone(),
+        ..SamplingArgs::default()
+    };
+    *args != fits_all
 }
 
 /// The parameters; a seed that was not given is drawn.
@@ -126,7 +131,12 @@ mod tests {
             seed: Some(1),
             ..SamplingArgs::default()
         };
-        assert!(any_set(&seed));
+        assert!(!any_set(&seed));
+        let top_k = SamplingArgs {
+            top_k: Some(1),
+            ..seed
+        };
+        assert!(any_set(&top_k));
     }
 
     #[test]

@@ -63,10 +63,10 @@ pub fn list(args: &ListArgs) -> Result<()> {
     let hub = load::hub(LOCAL)?;
     let models = hub.list()?;
     let answer = json!({ "store": hub.home(), "models": models });
-    out::print(args.format.format, &answer, || match models.is_empty() {
-        true => format!("no models in {}", hub.home().display()),
-        false => table(&models),
-    })
+    if models.is_empty() {
+        out::note(&format!("no models in {}", hub.home().display()));
+    }
+    out::print(args.format.format, &answer, || table(&models))
 }
 
 fn table(models: &[Entry]) -> String {
@@ -99,7 +99,11 @@ pub fn rm(args: &RmArgs) -> Result<()> {
     let hub = load::hub(LOCAL)?;
     // All names are looked up first: a wrong one takes nothing away.
     for name in &args.names {
-        hub.show(name)?;
+        match hub.show(name) {
+            // What cannot be read can still be removed.
+            Ok(_) | Err(hub::Error::Damaged { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let removed: Vec<Removed> = args
         .names

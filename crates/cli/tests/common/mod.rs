@@ -38,7 +38,7 @@ impl Ran {
         self
     }
 
-    /// Failed with this code, `error: ...` with `what` in it, and perhaps `hint: ...`: no more.
+    /// Failed with this code, `error: ...` with `what` in it, then `hint: ...`: no more.
     pub fn failed(&self, code: i32, what: &str) -> &Ran {
         assert_eq!(self.code, Some(code), "{self:?}");
         let lines: Vec<&str> = self.stderr.lines().collect();
@@ -46,9 +46,8 @@ impl Ran {
         let error = error.unwrap_or_else(|| panic!("no error line: {self:?}"));
         assert!(lines[error].contains(what), "no {what:?} in {self:?}");
         match &lines[error + 1..] {
-            [] => {}
             [hint] => assert!(hint.starts_with("hint: "), "{self:?}"),
-            _ => panic!("more than error and hint: {self:?}"),
+            _ => panic!("not an error and a hint: {self:?}"),
         }
         self
     }
