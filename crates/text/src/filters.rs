@@ -1,17 +1,16 @@
-//! Filters and methods of chat templates that the engine lacks or answers differently from Jinja2 and Python,
-//! and the two filters that bound what a template stores. Each is named after what it is in Jinja2 or Python.
+//! Filters and tests of chat templates that the engine lacks or answers differently from Jinja2, and what
+//! `source.rs` and `rewrite.rs` put in the place of operators and names. Each is named after what it is in Jinja2.
 
-use crate::python::{Meter, repr, space, strip, text};
+use crate::python::{Meter, repr, strip, text};
 use indexmap::IndexMap;
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
-use minijinja_contrib::pycompat;
 use std::borrow::Cow;
 
 /// Values nested deeper than this are not stored.
 const MAX_DEPTH: usize = 128;
 
-/// Puts this module's filters and methods into an environment.
+/// Puts filters, tests and methods into an environment.
 pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_filter("tojson", crate::tojson::tojson);
     env.add_filter("string", |state: &State, value: &Value| {
@@ -69,16 +68,12 @@ pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     env.add_function(crate::source::CONCAT, concat);
     env.add_function(crate::source::ADD, add);
-    env.set_unknown_method_callback(|state, value, method, args| match value.as_str() {
-        Some(text) => string_method(state, text, method, args)
-            .unwrap_or_else(|| fallback(state, value, method, args)),
-        None => fallback(state, value, method, args),
-    });
+    env.set_unknown_method_callback(crate::methods::call);
     // Not Jinja2's: it would print every variable.
     env.remove_global("debug");
 }
 
-fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
+pub(crate) fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
@@ -86,7 +81,7 @@ fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
 /// only values that can change, so none can ever hold itself. Every item that is reached is charged, so a value
 /// that holds another many times cannot grow beyond fuel. What the engine computes on demand (slices, sums of
 /// lists, `map`) becomes a list: a chain of those would be walked anew, link by link, at each use.
-fn keep(state: &State, value: &Value, in_namespace: bool) -> Result<Value, Error> {
+pub(crate) fn keep(state: &State, value: &Value, in_namespace: bool) -> Result<Value, Error> {
     fn walk(
         value: &Value,
         depth: usize,
@@ -259,7 +254,7 @@ fn replace(
 }
 
 /// `str.replace`, its result paid for before it is made.
-fn replaced(
+pub(crate) fn replaced(
     state: &State,
     source: &str,
     old: &str,
@@ -306,7 +301,7 @@ fn format_filter(state: &mut State, form: &Value, values: Rest<Value>) -> Result
 }
 
 /// Refuses a format whose widths or precisions could make a long text of a short one.
-fn small_numbers(form: &str) -> Result<(), Error> {
+pub(crate) fn small_numbers(form: &str) -> Result<(), Error> {
     let mut digits = 0;
     for c in form.chars() {
         digits = if c.is_ascii_digit() { digits + 1 } else { 0 };
@@ -320,7 +315,7 @@ fn small_numbers(form: &str) -> Result<(), Error> {
 }
 
 /// `value|join(d="", attribute=None)`.
-fn join(
+pub(crate) fn join(
     state: &State,
     value: &Value,
     separator: Option<&Value>,
@@ -534,224 +529,4 @@ fn parse_int(text: &str, base: u32) -> Option<i128> {
 /// Python's `float(text)`, without the underscores it would take.
 fn parse_float(text: &str) -> Option<f64> {
     strip(text, None, true, true).parse().ok()
-}
-
-/// Methods of `str` that the engine's compatibility layer lacks or answers differently. `None`: not one of them.
-fn string_method(
-    state: &State,
-    text: &str,
-    method: &str,
-    args: &[Value],
-) -> Option<Result<Value, Error>> {
-    Some(match method {
-        "strip" => stripped(text, args, true, true),
-        "lstrip" => stripped(text, args, true, false),
-        "rstrip" => stripped(text, args, false, true),
-        "isspace" => Ok(Value::from(!text.is_empty() && text.chars().all(space))),
-        "removeprefix" => {
-            one(args).map(|p: &str| Value::from(text.strip_prefix(p).unwrap_or(text)))
-        }
-        "removesuffix" => {
-            one(args).map(|p: &str| Value::from(text.strip_suffix(p).unwrap_or(text)))
-        }
-        "partition" => one(args).and_then(|sep: &str| {
-            let (head, tail) = text
-                .split_once(nonempty(sep)?)
-                .map_or((text, None), |(h, t)| (h, Some(t)));
-            Ok(Value::from((
-                head,
-                tail.map_or("", |_| sep),
-                tail.unwrap_or(""),
-            )))
-        }),
-        "rpartition" => one(args).and_then(|sep: &str| {
-            let (head, tail) = text
-                .rsplit_once(nonempty(sep)?)
-                .map_or((None, text), |(h, t)| (Some(h), t));
-            Ok(Value::from((
-                head.unwrap_or(""),
-                head.map_or("", |_| sep),
-                tail,
-            )))
-        }),
-        "split" => split(text, args, false),
-        "rsplit" => split(text, args, true),
-        "replace" => from_args::<(&str, &str, Option<i64>)>(args)
-            .and_then(|(old, new, count)| replaced(state, text, old, new, count).map(Value::from)),
-        "format" => format_method(state, text, args),
-        "swapcase" => Ok(Value::from(
-            text.chars()
-                .flat_map(|c| -> Vec<char> {
-                    if c.is_uppercase() {
-                        c.to_lowercase().collect()
-                    } else {
-                        c.to_uppercase().collect()
-                    }
-                })
-                .collect::<String>(),
-        )),
-        _ => return None,
-    })
-}
-
-/// `str.format`; what a container prints is metered, widths are small and not taken from other arguments.
-fn format_method(state: &State, form: &str, args: &[Value]) -> Result<Value, Error> {
-    small_numbers(form)?;
-    let nested = form.split('}').any(|field| {
-        field.matches('{').count()
-            - 2 * field
-                .matches("{{")
-                .count()
-                .min(field.matches('{').count() / 2)
-            > 1
-    });
-    if nested {
-        return Err(invalid(
-            "str.format: fields within fields are not supported",
-        ));
-    }
-    for value in args {
-        keep(state, value, false)?;
-    }
-    minijinja::formatting::format(minijinja::formatting::FormatStyle::StrFormat, form, args)
-        .map(Value::from)
-}
-
-fn one(args: &[Value]) -> Result<&str, Error> {
-    from_args::<(&str,)>(args).map(|(a,)| a)
-}
-
-fn nonempty(separator: &str) -> Result<&str, Error> {
-    if separator.is_empty() {
-        Err(invalid("empty separator"))
-    } else {
-        Ok(separator)
-    }
-}
-
-fn stripped(text: &str, args: &[Value], left: bool, right: bool) -> Result<Value, Error> {
-    let (chars,): (Option<&Value>,) = from_args(args)?;
-    let chars = match chars {
-        Some(chars) if !chars.is_none() => Some(
-            chars
-                .as_str()
-                .ok_or_else(|| invalid("strip: the argument must be None or a string"))?,
-        ),
-        _ => None,
-    };
-    Ok(Value::from(strip(text, chars, left, right)))
-}
-
-/// `str.split(sep=None, maxsplit=-1)`, and `rsplit` from the right.
-fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
-    let (separator, limit, options): (Option<&Value>, Option<i64>, Kwargs) = from_args(args)?;
-    let named: Option<Value> = options.get("sep")?;
-    let limit = match limit {
-        Some(limit) => Some(limit),
-        None => options.get::<Option<i64>>("maxsplit")?,
-    };
-    options.assert_all_used()?;
-    let limit = limit
-        .and_then(|n| usize::try_from(n).ok())
-        .unwrap_or(usize::MAX);
-    let separator = separator
-        .or(named.as_ref())
-        .filter(|s| !s.is_none() && !s.is_undefined());
-    let mut parts: Vec<&str> = match separator {
-        None => words(text, limit, from_right),
-        Some(separator) => {
-            let separator = nonempty(
-                separator
-                    .as_str()
-                    .ok_or_else(|| invalid("split: the separator must be a string"))?,
-            )?;
-            let parts = limit.saturating_add(1);
-            if from_right {
-                text.rsplitn(parts, separator).collect()
-            } else {
-                text.splitn(parts, separator).collect()
-            }
-        }
-    };
-    if from_right {
-        parts.reverse();
-    }
-    Ok(Value::from_iter(parts))
-}
-
-/// The words of a text, at most `limit` splits; from the right the last word comes first.
-fn words(text: &str, limit: usize, from_right: bool) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let mut rest = strip(text, None, !from_right, from_right);
-    while !rest.is_empty() {
-        let cut = if parts.len() >= limit {
-            None
-        } else if from_right {
-            rest.char_indices()
-                .rev()
-                .find(|(_, c)| space(*c))
-                .map(|(i, c)| (&rest[i + c.len_utf8()..], &rest[..i]))
-        } else {
-            rest.char_indices()
-                .find(|(_, c)| space(*c))
-                .map(|(i, _)| (&rest[..i], &rest[i..]))
-        };
-        let Some((word, tail)) = cut else {
-            // What is left of the last split keeps its far end, as in Python.
-            parts.push(if parts.len() < limit {
-                strip(rest, None, true, true)
-            } else {
-                rest
-            });
-            break;
-        };
-        parts.push(word);
-        rest = strip(tail, None, !from_right, from_right);
-    }
-    parts
-}
-
-/// What is no method of ours is the compatibility layer's.
-fn fallback(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    match (value.kind(), method) {
-        // `join` prints its items as the engine does; only strings may be joined in Python.
-        (ValueKind::String, "join") => {
-            let (items,): (&Value,) = from_args(args)?;
-            let parts = items
-                .try_iter()?
-                .checked()
-                .collect::<Result<Vec<Value>, Error>>()?;
-            if parts.iter().any(|p| p.kind() != ValueKind::String) {
-                return Err(invalid("str.join: the items must be strings"));
-            }
-            join(
-                state,
-                items,
-                Some(value),
-                None,
-                Kwargs::from_iter(Vec::<(&str, Value)>::new()),
-            )
-            .map(Value::from)
-        }
-        (ValueKind::Map, "copy") | (ValueKind::Seq, "copy") => {
-            from_args::<(Rest<Value>,)>(args)?;
-            Ok(value.clone())
-        }
-        (ValueKind::Seq, "index") => {
-            let (what,): (&Value,) = from_args(args)?;
-            let found = value
-                .try_iter()?
-                .checked()
-                .position(|item| item.is_ok_and(|item| item == *what));
-            found
-                .map(Value::from)
-                .ok_or_else(|| invalid("the value is not in the list"))
-        }
-        _ => pycompat::unknown_method_callback(state, value, method, args),
-    }
 }

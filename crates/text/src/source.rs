@@ -18,6 +18,9 @@
 //! tags begin and end and how operators bind, not what anything means: a malformed tag is left for the engine
 //! to report.
 
+use crate::rewrite::expression;
+use crate::tokens::Tokens;
+
 /// The filter that every value with a name passes through.
 pub(crate) const KEEP: &str = "puna_keep";
 /// The same for `{% set namespace.name = value %}`, the one way in which a template could build a circle.
@@ -31,18 +34,19 @@ pub(crate) const ADD: &str = "puna_add";
 
 /// Filters that give a safe string.
 const SAFE_FILTERS: [&str; 4] = ["safe", "escape", "e", "forceescape"];
-/// Brackets nested deeper than this are left to the engine, which refuses them.
-const MAX_BRACKETS: usize = 200;
 /// Most tokens in one tag, and most `elif` in a template: the engine's compiler recurses over long chains. The
 /// longest known tags have a few hundred tokens.
 const MAX_TOKENS: usize = 4000;
 const MAX_ELIF: usize = 1000;
 
-/// A template's text for the engine, and the string literals in it.
+/// A template's text for the engine.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) text: String,
+    /// The string literals in it.
     pub(crate) literals: Vec<String>,
+    /// Whether every tag could be read. If not, the engine must refuse the text, too.
+    pub(crate) whole: bool,
 }
 
 /// Rewrites a template's source. The error says what there is too much of.
@@ -55,6 +59,7 @@ pub(crate) fn prepare(source: &str) -> Result<Source, String> {
         safe: false,
         elifs: 0,
         longest: 0,
+        whole: true,
     };
     scan.safe = scan.marks_strings_safe();
     scan.all();
@@ -63,6 +68,7 @@ pub(crate) fn prepare(source: &str) -> Result<Source, String> {
         mut literals,
         elifs,
         longest,
+        whole,
         ..
     } = scan;
     if longest > MAX_TOKENS {
@@ -77,6 +83,7 @@ pub(crate) fn prepare(source: &str) -> Result<Source, String> {
     Ok(Source {
         text: out,
         literals,
+        whole,
     })
 }
 
@@ -89,6 +96,8 @@ struct Scan<'a> {
     /// How many `elif` tags there are, and the tokens of the longest tag.
     elifs: usize,
     longest: usize,
+    /// Whether every tag was read.
+    whole: bool,
 }
 
 impl Scan<'_> {
@@ -139,10 +148,9 @@ impl Scan<'_> {
     /// Copies the `{{ expression }}` that opens at `start`, rewritten; returns where it ends.
     fn print(&mut self, start: usize) -> usize {
         let from = after_sign(self.src, start + 2);
-        let Some(tokens) = self.tokens(from, b"}}") else {
+        let Some((tokens, close)) = self.tokens(from, b"}}") else {
             return self.rest(start);
         };
-        let close = tokens.close;
         let value_end = before_sign(self.src, from, close);
         let expression = self.expression(&tokens, from, value_end);
         self.push(&[
@@ -162,11 +170,11 @@ impl Scan<'_> {
             .find(|c| !word(c))
             .map_or(src.len(), |i| name_at + i);
         let name = &src[name_at..name_end];
-        let Some(tokens) = self.tokens(name_end, b"%}") else {
+        let Some((tokens, close)) = self.tokens(name_end, b"%}") else {
             return self.rest(start);
         };
-        let end = tokens.close + 2;
-        let value_end = before_sign(src, name_end, tokens.close);
+        let end = close + 2;
+        let value_end = before_sign(src, name_end, close);
         let (head, tail) = (&src[start..name_at], &src[value_end..end]);
         self.elifs += usize::from(name == "elif");
         match name {
@@ -177,29 +185,9 @@ impl Scan<'_> {
                 self.push(&[&src[start..end]]);
                 return end;
             }
-            "set" => match tokens.assignment() {
-                Some(equals) => {
-                    let target = &src[name_end..equals];
-                    let value = self.expression(&tokens, equals + 1, value_end);
-                    let filter = if target.contains('.') {
-                        KEEP_ATTRIBUTE
-                    } else {
-                        KEEP
-                    };
-                    self.push(&[head, name, target, "= (", &value, ")|", filter, " ", tail]);
-                }
-                None => self.push(&[&src[start..end]]),
-            },
+            "set" => self.set(&tokens, [start, name_at, name_end, value_end, end]),
             "for" | "macro" | "call" | "with" => {
-                let rest = match tokens.walked(src).filter(|_| name == "for") {
-                    Some((from, to)) => {
-                        let to = to.min(value_end);
-                        let walked = self.expression(&tokens, from, to);
-                        let filter = self.expression(&tokens, to, value_end);
-                        format!("{} ({walked})|{ITERABLE} {filter}", &src[name_end..from])
-                    }
-                    None => self.expression(&tokens, name_end, value_end),
-                };
+                let rest = self.walked(&tokens, name, name_end, value_end);
                 self.push(&[head, name, &rest]);
                 for bound in tokens.bound(name, src) {
                     self.push(&[" %}{% set ", bound, " = (", bound, ")|", KEEP, " "]);
@@ -214,8 +202,42 @@ impl Scan<'_> {
         end
     }
 
-    /// Copies what cannot be read as it is.
+    /// Copies `{% set target = value %}` with its value behind a filter; `{% set target %}` as it is. The places:
+    /// the tag, its name, behind the name, behind the value, behind the tag.
+    fn set(&mut self, tokens: &Tokens, [start, name, target, value_end, end]: [usize; 5]) {
+        let src = self.src;
+        let Some(equals) = tokens.assignment() else {
+            return self.push(&[&src[start..end]]);
+        };
+        let value = self.expression(tokens, equals + 1, value_end);
+        let filter = if src[target..equals].contains('.') {
+            KEEP_ATTRIBUTE
+        } else {
+            KEEP
+        };
+        let head = &src[start..name];
+        let tail = &src[value_end..end];
+        let target = &src[target..equals];
+        self.push(&[head, "set", target, "= (", &value, ")|", filter, " ", tail]);
+    }
+
+    /// The inside of a tag, what a `for` walks behind a filter.
+    fn walked(&self, tokens: &Tokens, name: &str, from: usize, to: usize) -> String {
+        match tokens.walked(self.src).filter(|_| name == "for") {
+            Some((walked, end)) => {
+                let end = end.min(to);
+                let target = &self.src[from..walked];
+                let walked = self.expression(tokens, walked, end);
+                let condition = self.expression(tokens, end, to);
+                format!("{target} ({walked})|{ITERABLE} {condition}")
+            }
+            None => self.expression(tokens, from, to),
+        }
+    }
+
+    /// Copies what cannot be read as it is: the engine says best what is wrong with it.
     fn rest(&mut self, start: usize) -> usize {
+        self.whole = false;
         self.push(&[&self.src[start..]]);
         self.src.len()
     }
@@ -225,94 +247,28 @@ impl Scan<'_> {
         let mut at = from;
         while let Some(open) = self.find("{%", at) {
             let name = self.src[after_sign(self.src, open + 2)..].trim_start();
-            if name.starts_with("endraw") {
-                return self.find("%}", open).map_or(self.src.len(), |end| end + 2);
+            let tail = name.strip_prefix("endraw").map(str::trim_start);
+            if let Some(tail) = tail.map(|t| t.strip_prefix(['-', '+']).unwrap_or(t))
+                && tail.starts_with("%}")
+            {
+                return self.src.len() - tail.len() + 2;
             }
             at = open + 2;
         }
         self.src.len()
     }
 
-    /// Reads tokens from `from` to the tag's end mark, noting literals. `None`: the tag does not end, or its
-    /// brackets do not match or are too deep.
-    fn tokens(&mut self, from: usize, close: &[u8; 2]) -> Option<Tokens> {
-        let bytes = self.src.as_bytes();
-        let mut list = Vec::new();
-        let mut depth = 0usize;
-        let mut at = from;
-        while at < bytes.len() {
-            let start = at;
-            let pair = bytes.get(at..at + 2).unwrap_or_default();
-            let kind = match bytes[at] {
-                quote @ (b'\'' | b'"') => {
-                    let end = string_end(bytes, at + 1, quote)?;
-                    self.literals.push(unescape(&self.src[at + 1..end]));
-                    at = end;
-                    Kind::Operand
-                }
-                _ if depth == 0 && pair == close => {
-                    self.longest = self.longest.max(list.len());
-                    return Some(Tokens { list, close: at });
-                }
-                b'(' | b'[' | b'{' => {
-                    depth += 1;
-                    if depth > MAX_BRACKETS {
-                        return None;
-                    }
-                    Kind::Open
-                }
-                b')' | b']' | b'}' => {
-                    depth = depth.checked_sub(1)?;
-                    Kind::Close
-                }
-                b'=' | b'!' | b'<' | b'>' if bytes.get(at + 1) == Some(&b'=') => {
-                    at += 1;
-                    Kind::Boundary
-                }
-                b'=' => Kind::Assign,
-                b'<' | b'>' | b',' | b':' => Kind::Boundary,
-                b'*' | b'/' | b'%' => Kind::Operator,
-                b'+' => Kind::Plus,
-                b'-' => Kind::Minus,
-                b'~' => Kind::Tilde,
-                b if b.is_ascii_whitespace() => {
-                    at += 1;
-                    continue;
-                }
-                b if b.is_ascii_alphabetic() || b == b'_' => {
-                    while bytes
-                        .get(at + 1)
-                        .is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
-                    {
-                        at += 1;
-                    }
-                    word(
-                        &self.src[start..=at],
-                        list.last().map(|t: &Token| &self.src[t.start..t.end]),
-                    )
-                }
-                _ => Kind::Operand,
-            };
-            at += 1;
-            list.push(Token {
-                kind,
-                start,
-                end: at,
-            });
-        }
-        None
+    /// The tokens of a tag from `from` on, and where its end mark stands.
+    fn tokens(&mut self, from: usize, close: &[u8; 2]) -> Option<(Tokens, usize)> {
+        let mut tokens = Tokens::read(self.src, from, close);
+        self.longest = self.longest.max(tokens.list.len());
+        self.literals.append(&mut tokens.literals);
+        let close = tokens.close;
+        Some(tokens).zip(close)
     }
 
-    /// The source from `from` to `to` with its `~` and `+` rewritten.
     fn expression(&self, tokens: &Tokens, from: usize, to: usize) -> String {
-        let first = tokens.list.partition_point(|t| t.start < from);
-        let mut rewriter = Rewriter {
-            src: self.src,
-            tokens: &tokens.list,
-            next: first,
-            safe: self.safe,
-        };
-        rewriter.group(from, to)
+        expression(self.src, tokens, from, to, self.safe)
     }
 }
 
@@ -324,310 +280,6 @@ fn after_sign(src: &str, at: usize) -> usize {
 /// Before the whitespace sign of a tag that closes at `close`.
 fn before_sign(src: &str, from: usize, close: usize) -> usize {
     close - usize::from(close > from && src[..close].ends_with(['-', '+']))
-}
-
-/// What a word is to the expressions around it.
-fn word(word: &str, before: Option<&str>) -> Kind {
-    match (word, before) {
-        (_, Some("." | "|")) => Kind::Operand,
-        // The name of a test, not an operator.
-        ("not" | "in", Some("is")) => Kind::Operand,
-        ("and" | "or" | "not" | "in" | "if" | "else" | "recursive", _) => Kind::Boundary,
-        _ => Kind::Operand,
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Names, numbers, strings, dots, pipes: parts of an operand.
-    Operand,
-    Open,
-    Close,
-    /// What binds looser than `+`, and so ends an operand of it: comparisons, `and`, commas, ..
-    Boundary,
-    Assign,
-    /// What binds tighter than `~`.
-    Operator,
-    Plus,
-    Minus,
-    Tilde,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Token {
-    kind: Kind,
-    start: usize,
-    end: usize,
-}
-
-/// The tokens of one tag, and where its end mark stands.
-struct Tokens {
-    list: Vec<Token>,
-    close: usize,
-}
-
-impl Tokens {
-    /// The `=` of a `{% set target = value %}`, if a value follows.
-    fn assignment(&self) -> Option<usize> {
-        let mut depth = 0usize;
-        for (i, token) in self.list.iter().enumerate() {
-            match token.kind {
-                Kind::Open => depth += 1,
-                Kind::Close => depth = depth.saturating_sub(1),
-                Kind::Assign if depth == 0 => {
-                    let value = self.list[i + 1..]
-                        .iter()
-                        .any(|t| !matches!(t.kind, Kind::Plus | Kind::Minus));
-                    return value.then_some(token.start);
-                }
-                _ => {}
-            }
-        }
-        None
-    }
-
-    /// The names that a tag binds: the targets of `for` and `with`, the parameters of `macro` and `call`.
-    fn bound<'s>(&self, tag: &str, src: &'s str) -> Vec<&'s str> {
-        let mut names = Vec::new();
-        let mut depth = 0usize;
-        for (i, token) in self.list.iter().enumerate() {
-            let text = &src[token.start..token.end];
-            let next = self.list.get(i + 1).map(|t| &src[t.start..t.end]);
-            match (token.kind, tag) {
-                (Kind::Open, "call") if depth == 0 && i > 0 => break,
-                (Kind::Open, _) => depth += 1,
-                (Kind::Close, _) => depth = depth.saturating_sub(1),
-                (Kind::Boundary, "for") if text == "in" => break,
-                (Kind::Operand, "for") => names.push(text),
-                (Kind::Operand, "with") if depth == 0 && next == Some("=") => names.push(text),
-                (Kind::Operand, "macro" | "call") if depth == 1 && self.starts_parameter(i) => {
-                    names.push(text)
-                }
-                _ => {}
-            }
-        }
-        names.retain(|n| n.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'));
-        names
-    }
-
-    /// Whether a token stands behind the bracket or the comma that opens a parameter.
-    fn starts_parameter(&self, at: usize) -> bool {
-        at.checked_sub(1).is_some_and(|before| {
-            let token = self.list[before];
-            token.kind == Kind::Open || token.kind == Kind::Boundary && token.end - token.start == 1
-        })
-    }
-
-    /// What a `{% for target in walked if condition recursive %}` walks, from behind its `in`.
-    fn walked(&self, src: &str) -> Option<(usize, usize)> {
-        let mut depth = 0usize;
-        let mut from = None;
-        for token in &self.list {
-            match (token.kind, &src[token.start..token.end], from) {
-                (Kind::Open, ..) => depth += 1,
-                (Kind::Close, ..) => depth = depth.saturating_sub(1),
-                (Kind::Boundary, "in", None) if depth == 0 => from = Some(token.end),
-                (Kind::Boundary, "if" | "recursive", Some(from)) if depth == 0 => {
-                    return Some((from, token.start));
-                }
-                _ => {}
-            }
-        }
-        let last = self.list.last()?.end;
-        from.filter(|&from| from < last)
-            .map(|from| (from, self.close))
-    }
-}
-
-/// Rewrites one bracket's content at a time, from the inside out.
-struct Rewriter<'a> {
-    src: &'a str,
-    tokens: &'a [Token],
-    next: usize,
-    safe: bool,
-}
-
-/// The parts of an expression on their way: the sums between two boundaries, the chains of `~` between two `+`.
-#[derive(Default)]
-struct Parts {
-    done: String,
-    /// Finished operands of `+` and `-`, each with the operator before it.
-    sum: Vec<(String, char)>,
-    /// Finished operands of `~`.
-    chain: Vec<String>,
-    /// The operand that is being read.
-    operand: String,
-    /// Whether an operator may stand here, not a sign.
-    has_value: bool,
-    sign: char,
-}
-
-impl Rewriter<'_> {
-    /// Whether the `*` at `at` may repeat a list that a bracket before it has made: repeated lists are made on
-    /// demand, and lists of them would be larger than anything fuel meters.
-    fn repeats(&self, at: usize) -> bool {
-        let star = |i: usize| {
-            self.tokens
-                .get(i)
-                .is_some_and(|t| &self.src[t.start..t.end] == "*")
-        };
-        at > 0 && self.tokens[at - 1].kind == Kind::Close && !star(at + 1)
-    }
-
-    /// The content of a bracket, or of the whole tag, that ends at `to`.
-    fn group(&mut self, from: usize, to: usize) -> String {
-        let mut parts = Parts::default();
-        let mut copied = from;
-        while let Some(&token) = self.tokens.get(self.next).filter(|t| t.start < to) {
-            if token.kind == Kind::Close {
-                break;
-            }
-            self.next += 1;
-            parts.operand.push_str(&self.src[copied..token.start]);
-            copied = token.end;
-            let text = &self.src[token.start..token.end];
-            match token.kind {
-                Kind::Open => {
-                    let repeated = parts.operand.trim_end().ends_with('*') && text == "[";
-                    parts.operand.push_str(text);
-                    parts.operand.push_str(&self.group(token.end, to));
-                    copied = self.tokens.get(self.next).map_or(to, |close| close.start);
-                    if let Some(close) = self.tokens.get(self.next).filter(|t| t.start < to) {
-                        parts.operand.push_str(&self.src[close.start..close.end]);
-                        copied = close.end;
-                        self.next += 1;
-                    }
-                    if repeated
-                        && !self
-                            .tokens
-                            .get(self.next)
-                            .is_some_and(|t| self.src[t.start..].starts_with(['.', '[', '(', '|']))
-                    {
-                        parts.operand.push_str(&format!("|{KEEP}"));
-                    }
-                    parts.has_value = true;
-                }
-                Kind::Boundary | Kind::Assign => {
-                    parts.end_sum(self.safe);
-                    parts.done.push_str(text);
-                }
-                Kind::Plus | Kind::Minus if parts.has_value => {
-                    parts.end_chain();
-                    parts.sign = if token.kind == Kind::Plus { '+' } else { '-' };
-                }
-                Kind::Tilde => parts.end_operand(),
-                Kind::Operator if text == "*" && self.repeats(self.next - 1) => {
-                    parts.operand.push_str(&format!("|{KEEP} *"));
-                    parts.has_value = false;
-                }
-                kind => {
-                    parts.operand.push_str(text);
-                    parts.has_value = kind == Kind::Operand;
-                }
-            }
-        }
-        let end = self.tokens.get(self.next).map_or(to, |t| t.start.min(to));
-        parts.operand.push_str(&self.src[copied..end]);
-        parts.end_sum(self.safe);
-        parts.done
-    }
-}
-
-impl Parts {
-    fn end_operand(&mut self) {
-        self.chain.push(std::mem::take(&mut self.operand));
-        self.has_value = false;
-    }
-
-    /// Ends a chain of `~`: an operand of a sum.
-    fn end_chain(&mut self) {
-        let sign = std::mem::replace(&mut self.sign, '+');
-        self.end_operand();
-        let chain = std::mem::take(&mut self.chain);
-        self.sum.push((call(CONCAT, chain), sign));
-    }
-
-    /// Ends a sum, and with it everything that binds tighter than a boundary.
-    fn end_sum(&mut self, safe: bool) {
-        self.end_chain();
-        let sum = std::mem::take(&mut self.sum);
-        self.sign = '+';
-        if safe && sum.iter().all(|(_, sign)| *sign != '-') {
-            self.done
-                .push_str(&call(ADD, sum.into_iter().map(|(text, _)| text).collect()));
-            return;
-        }
-        for (i, (text, sign)) in sum.iter().enumerate() {
-            if i > 0 {
-                self.done.push(*sign);
-            }
-            self.done.push_str(text);
-        }
-    }
-}
-
-/// A call of `function` with the operands of a chain; a single operand as it is.
-fn call(function: &str, mut operands: Vec<String>) -> String {
-    match operands.len() {
-        1 => operands.pop().unwrap_or_default(),
-        _ => format!(" {function}({})", operands.join(",")),
-    }
-}
-
-/// Where the string that began before `from` closes.
-fn string_end(bytes: &[u8], from: usize, quote: u8) -> Option<usize> {
-    let mut at = from;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 1,
-            b if b == quote => return Some(at),
-            _ => {}
-        }
-        at += 1;
-    }
-    None
-}
-
-/// The text of a literal, its escapes resolved; an escape that is not known stays as it is written.
-fn unescape(raw: &str) -> String {
-    let mut out = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let tail = &rest[at + 1..];
-        let Some(kind) = tail.chars().next() else {
-            out.push('\\');
-            return out;
-        };
-        let digits = match kind {
-            'x' => 2,
-            'u' => 4,
-            'U' => 8,
-            _ => 0,
-        };
-        let number = tail
-            .get(1..1 + digits)
-            .and_then(|d| u32::from_str_radix(d, 16).ok())
-            .and_then(char::from_u32);
-        let mut taken = kind.len_utf8();
-        match (kind, number) {
-            ('n', _) => out.push('\n'),
-            ('t', _) => out.push('\t'),
-            ('r', _) => out.push('\r'),
-            ('\\' | '\'' | '"', _) => out.push(kind),
-            ('x' | 'u' | 'U', Some(c)) => {
-                out.push(c);
-                taken = 1 + digits;
-            }
-            _ => {
-                out.push('\\');
-                out.push(kind);
-            }
-        }
-        rest = &tail[taken..];
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]
@@ -786,6 +438,11 @@ mod tests {
                 "{{ 3 * [x * 2]|puna_keep + 2 * [1][0] }}",
             ),
             ("{{ f(*a, **b) }}", "{{ f(*a, **b) }}"),
+            (
+                "{{ 1e-5 ~ 1.5E+3 ~ 0xe-1 }}",
+                "{{ puna_concat(1e-5, 1.5E+3, 0xe)-1 }}",
+            ),
+            ("{{ é ~ 'é' ~ ∑ }}", "{{ puna_concat(é, 'é', ∑) }}"),
         ]);
     }
 

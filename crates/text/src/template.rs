@@ -113,13 +113,20 @@ impl ChatTemplate {
                 source.len()
             )));
         }
-        let source::Source { text, literals } = source::prepare(source).map_err(limit)?;
+        let source::Source {
+            text,
+            literals,
+            whole,
+        } = source::prepare(source).map_err(limit)?;
         let env = on_its_own_thread(move || {
             let mut env = environment().clone();
             env.add_template_owned(NAME, text)
                 .map_err(|e| engine_error(&e))?;
             Ok(env)
         })?;
+        if !whole {
+            return Err(template_error("a tag cannot be read", None));
+        }
         let (source, bos, eos) = (source.to_string(), bos.to_string(), eos.to_string());
         let given_up = AtomicBool::new(false);
         Ok(ChatTemplate {
