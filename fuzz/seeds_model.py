@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the seeds of the targets `config` and `model`: configurations of the fixtures, and a GGUF
-model of a few kilobytes for each of some storage types. Standard library only."""
+"""Writes the seeds of the targets `config`, `generation_config`, `model` and `gguf_vocab`:
+configurations, a GGUF model of a few kilobytes for each of some storage types, and small
+vocabularies of both kinds. Standard library only."""
 import pathlib
 import random
 import shutil
@@ -14,7 +15,7 @@ D, F, V, HEADS, KV = 32, 64, 8, 2, 1
 
 
 def string(s):
-    return struct.pack("<Q", len(s)) + s.encode()
+    return struct.pack("<Q", len(s.encode())) + s.encode()
 
 
 def uint(key, value):
@@ -63,3 +64,41 @@ for name in TYPES:
 for folder in ["llama1", "llama3_1", "llama_bias"]:
     for form in ["config", "config.v5"]:
         shutil.copyfile(FIXTURES / folder / f"{form}.json", HERE / f"seeds/config/{folder}.{form}.json")
+
+SAMPLERS = {
+    "plain": '{"bos_token_id": 1, "eos_token_id": [2, 3], "temperature": 0.6, "top_p": 0.9}',
+    "greedy": '{"do_sample": false, "repetition_penalty": 1.1, "top_k": 50, "min_p": 0.05, "typical_p": 1.0}',
+}
+(HERE / "seeds/generation_config").mkdir(parents=True, exist_ok=True)
+for name, text in SAMPLERS.items():
+    (HERE / f"seeds/generation_config/{name}.json").write_text(text + "\n")
+
+
+def strings(key, items):
+    return string(key) + struct.pack("<IIQ", 9, 8, len(items)) + b"".join(map(string, items))
+
+
+def numbers(key, code, form, items):
+    return string(key) + struct.pack("<IIQ", 9, code, len(items)) + struct.pack(f"<{len(items)}{form}", *items)
+
+
+def text_key(key, value):
+    return string(key) + struct.pack("<I", 8) + string(value)
+
+
+def vocabulary(keys):
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(keys)) + b"".join(keys)
+
+
+T = "tokenizer.ggml."
+spm = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + ["\u2581", "A", "b", "Ab", "\u2581Ab", "1", "2"]
+kinds = [2, 3, 3] + [6] * 256 + [1] * 7
+bpe = ["<s>", "</s>", "A", "b", "\u0120", "1", "2", "Ab", "\u0120Ab", "<", "s", ">"]
+(HERE / "seeds/gguf_vocab").mkdir(parents=True, exist_ok=True)
+for name, keys in {
+    "spm": [text_key(T + "model", "llama"), strings(T + "tokens", spm), numbers(T + "token_type", 5, "i", kinds),
+            numbers(T + "scores", 6, "f", [-float(i) for i in range(len(spm))]), uint(T + "bos_token_id", 1)],
+    "bpe": [text_key(T + "model", "gpt2"), text_key(T + "pre", "llama-bpe"), strings(T + "tokens", bpe),
+            strings(T + "merges", ["A b", "\u0120 Ab"]), numbers(T + "token_type", 5, "i", [3, 3] + [1] * 10)],
+}.items():
+    (HERE / f"seeds/gguf_vocab/{name}.gguf").write_bytes(vocabulary(keys))

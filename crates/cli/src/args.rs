@@ -3,6 +3,11 @@
 //! Names are a contract (docs and other programs rely on them). Nothing here looks at the machine
 //! or at a file: a value is checked for its form only.
 
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "these comments are the help texts: brackets in them are shapes"
+)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

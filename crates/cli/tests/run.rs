@@ -351,6 +351,37 @@ fn ctrl_c_keeps_what_was_said_and_is_130() {
     }
 }
 
+/// The weights stay in the file's map: memory of the process's own is the cache and little more.
+#[test]
+fn loading_is_quick_and_copies_no_weights() {
+    use std::process::Stdio;
+    let Some(model) = real_model() else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let args = [
+        "run", "-m", model, "--raw", "Once", "-n", "40", "--format", "json",
+    ];
+    let home = Home::new();
+    let mut command = home.command(&args);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut own = 0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+        own = own.max(kib.unwrap_or(0));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let out = child.wait_with_output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let load_ms = report["timings"]["load_ms"].as_f64().unwrap();
+    assert!(load_ms < 1000.0, "loaded in {load_ms} ms");
+    // Of the 98 MB file nothing; two pages of cache are 1.5 MB.
+    assert!(own > 0 && own < 64 << 10, "{own} KiB of its own");
+}
+
 #[test]
 fn the_real_model_knows_the_capital_of_france() {
     let Some(model) = real_model() else {

@@ -257,7 +257,7 @@ impl<'s> Run<'s> {
         let breakers = breakers(&sampler, vocab, tokenizer);
         Ok(Run {
             sampler: Sampler::new(sampler, vocab, params.choice, breakers)?,
-            decoder: Decoder::new(tokenizer, !prompt.is_empty()),
+            decoder: Decoder::after(tokenizer, prompt),
             stops: StopStrings::new(&params.stop)?,
             eog,
             all: prompt.to_vec(),

@@ -15,7 +15,7 @@
 //!     16  4                vocab: values in a row
 //!     20  4                ctx: tokens in a chunk
 //!     24  4                chunks
-//!     28  4 * chunks * ctx the token ids, as tokenised (BOS not put in)
+//!     28  4 * chunks * ctx the token ids, as tokenised (the BOS of each later chunk not put in)
 //!         rows             chunks * (ctx - 1 - ctx/2) rows, as `perplexity` scores them:
 //!                          u32 the most likely token, then vocab log-probabilities
 //! ```

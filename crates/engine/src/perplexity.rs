@@ -56,7 +56,7 @@ pub fn scored_per_chunk(ctx: usize) -> usize {
     ctx.saturating_sub(1).saturating_sub(ctx / 2)
 }
 
-/// Measures the perplexity of `ids` (the whole text, tokenised once, without BOS).
+/// Measures the perplexity of `ids` (the whole text, tokenised once, with BOS in front if the model adds one).
 ///
 /// `on_row` sees each prediction that counts, `on_chunk` the measurement after each chunk and
 /// the number of chunks there are in all; it may stop the run.

@@ -304,9 +304,10 @@ impl Kernels {
             keys.div_ceil(a.layout.page) <= a.pages.len(),
             "{keys} keys in too few pages"
         );
+        let outputs = n.checked_mul(heads).and_then(|x| x.checked_mul(dim));
         assert_eq!(
-            out.len(),
-            n * heads * dim,
+            Some(out.len()),
+            outputs,
             "outputs of {n} rows x {heads} heads x {dim}"
         );
         let (out, stage) = (Shared::new(out), self.table.mix);

@@ -156,6 +156,7 @@ fn a_cached_prefix_does_not_change_bits() {
                     s,
                     &ids[keep..],
                     16,
+                    Rows::All,
                     &mut (),
                 ));
                 assert!(got == want[keep * vocab..], "{what}: prefix of {keep}");

@@ -184,6 +184,7 @@ impl<'t> Guard<'t> {
         let mut out = String::new();
         let mut copied = 0;
         let tails = self.tails_of_specials(text);
+        let trimmed = text.trim_end_matches(python::space).len();
         let mut covered = None;
         for (at, c) in text.char_indices() {
             let begins = self.by_first.get(&c).is_some_and(|specials| {
@@ -191,7 +192,7 @@ impl<'t> Guard<'t> {
                 // Replacing letters would show wherever a template compares words.
                 let plain = c.is_alphanumeric() || python::space(c);
                 !plain && !covered.get(at).is_some_and(|covered| *covered)
-                    || begins_special(specials, &text[at..])
+                    || begins_special(specials, text, at, trimmed)
             });
             if !begins && !tails.contains(&at) {
                 continue;
@@ -255,12 +256,13 @@ impl<'t> Guard<'t> {
     }
 }
 
-/// Whether one of these special tokens begins where `text` does: whole, or cut off by the end of the text (or by
-/// white space before the end, which a template may trim away).
-fn begins_special(specials: &[&str], text: &str) -> bool {
-    let cut = text.trim_end_matches(python::space);
+/// Whether one of these special tokens begins at byte `at` of `text`: whole, or cut off by the end of the text or
+/// by the white space before it (from byte `trimmed` on), which a template may trim away.
+fn begins_special(specials: &[&str], text: &str, at: usize, trimmed: usize) -> bool {
+    let rest = &text[at..];
+    let cut = text.get(at..trimmed).unwrap_or_default();
     specials.iter().any(|s| {
-        text.starts_with(s) || s.starts_with(text) || !cut.is_empty() && s.starts_with(cut)
+        rest.starts_with(s) || s.starts_with(rest) || !cut.is_empty() && s.starts_with(cut)
     })
 }
 

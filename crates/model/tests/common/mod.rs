@@ -43,7 +43,7 @@ pub struct Expected(pub Tensors);
 
 impl Expected {
     pub fn open(name: &str) -> Expected {
-        Expected(files::safetensors::open(&fixture(name)).unwrap())
+        Expected(files::safetensors::open(fixture(name)).unwrap())
     }
     pub fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some()
