@@ -3,10 +3,7 @@
 //! Names are a contract (docs and other programs rely on them). Nothing here looks at the machine
 //! or at a file: a value is checked for its form only.
 
-#![expect(
-    rustdoc::broken_intra_doc_links,
-    reason = "these comments are the help texts: brackets in them are shapes"
-)]
+#![expect(rustdoc::broken_intra_doc_links, reason = "the help texts hold shapes")]
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -420,7 +417,6 @@ pub struct LogitsArgs {
 
 /// `--ctx` is 512 here unless given: the protocol's chunk.
 #[derive(Args, Debug)]
-#[command(after_help = "Here --ctx is 512 unless given: the protocol's chunk.")]
 pub struct PerplexityArgs {
     pub model: String,
     /// The text
