@@ -370,7 +370,7 @@ fn on_its_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name(NAME.to_string())
         .stack_size(STACK)
         .spawn(move || {
@@ -379,11 +379,13 @@ fn on_its_own_thread<T: Send + 'static>(
         })
         .map_err(|e| limit(format!("no thread to render on: {e}")))?;
     match receiver.recv_timeout(DEADLINE) {
-        Ok(result) => result,
         Err(RecvTimeoutError::Timeout) => Err(overdue()),
-        Err(RecvTimeoutError::Disconnected) => {
-            Err(template_error("the template engine failed", None))
-        }
+        // The thread is at its end, one way or the other: leave nothing of it behind.
+        answered => thread
+            .join()
+            .ok()
+            .and(answered.ok())
+            .unwrap_or_else(|| Err(template_error("the template engine failed", None))),
     }
 }
 
