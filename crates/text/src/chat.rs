@@ -120,20 +120,18 @@ impl<'t> Guard<'t> {
         messages: &[Value],
         options: &RenderOptions,
     ) -> Self {
+        // Once: it walks the whole vocabulary.
+        let specials: Vec<(&str, u32)> = tokenizer.special_strings().collect();
         let mut by_first: HashMap<char, Vec<&str>> = HashMap::new();
         let mut lasts = HashSet::new();
-        for (text, _) in tokenizer.special_strings() {
+        for &(text, _) in &specials {
             let mut chars = text.chars();
             if let Some(first) = chars.next() {
                 by_first.entry(first).or_default().push(text);
                 lasts.insert(chars.next_back().unwrap_or(first));
             }
         }
-        let special = Matcher::new(
-            tokenizer
-                .special_strings()
-                .map(|(text, id)| (id, text.as_bytes())),
-        );
+        let special = Matcher::new(specials.iter().map(|(text, id)| (*id, text.as_bytes())));
         let literals = template.literals().iter().map(String::as_str);
         let literals = literals
             .filter(|l| l.len() <= MAX_LITERAL && l.contains(|c| by_first.contains_key(&c)));
@@ -149,7 +147,7 @@ impl<'t> Guard<'t> {
         let mut take = |text: &str| taken.extend(text.chars().filter(|&c| c > '\u{d7ff}'));
         take(template.source());
         template.token_texts().into_iter().for_each(&mut take);
-        tokenizer.special_strings().for_each(|(text, _)| take(text));
+        specials.iter().for_each(|(text, _)| take(text));
         options.vars.keys().for_each(|name| take(name));
         let outside = messages
             .iter()
