@@ -16,8 +16,12 @@ struct Line(#[expect(dead_code, reason = "only ever read through slices of numbe
 unsafe trait Plain: Copy {}
 // SAFETY: every pattern of 32 bits is an f32.
 unsafe impl Plain for f32 {}
-// SAFETY: every pattern of 16 bits is an i16.
-unsafe impl Plain for i16 {}
+// SAFETY: every pattern of 32 bits is an i32.
+unsafe impl Plain for i32 {}
+// SAFETY: every pattern of 16 bits is a u16.
+unsafe impl Plain for u16 {}
+// SAFETY: every pattern of 8 bits is a u8.
+unsafe impl Plain for u8 {}
 
 /// A growable array that starts on a cache line. Its content is zero or what was last written.
 pub(crate) struct Buffer<T> {
@@ -77,7 +81,7 @@ impl<T> std::fmt::Debug for Buffer<T> {
 /// What a thread keeps from one task to the next.
 pub(crate) struct Scratch {
     /// Unpacked integers of weight rows.
-    pub(crate) ints: Buffer<i16>,
+    pub(crate) bytes: Buffer<u8>,
     /// Unpacked floats of weight rows, or scores.
     pub(crate) floats: Buffer<f32>,
     /// Scales and offsets of weight rows, or sums over values.
@@ -93,7 +97,7 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     // Taken out, so that a use inside a use gets its own, and a panic merely loses it.
     let mut scratch = SCRATCH.take().unwrap_or_else(|| {
         Box::new(Scratch {
-            ints: Buffer::empty(),
+            bytes: Buffer::empty(),
             floats: Buffer::empty(),
             scales: Buffer::empty(),
         })

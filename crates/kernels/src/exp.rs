@@ -203,12 +203,12 @@ mod tests {
             use crate::simd::{avx2::Avx2, avx512::Avx512};
             if crate::Level::Avx2.is_available() {
                 // SAFETY: just asked.
-                let found = worst(unsafe { Avx2::new() });
+                let found = worst(unsafe { Avx2::<false>::new() });
                 assert!(found <= 2.0, "{found}");
             }
             if crate::Level::Avx512.is_available() {
                 // SAFETY: just asked.
-                let found = worst(unsafe { Avx512::new() });
+                let found = worst(unsafe { Avx512::<0>::new() });
                 assert!(found <= 2.0, "{found}");
             }
         }

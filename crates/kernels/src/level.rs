@@ -93,7 +93,7 @@ impl FromStr for Level {
 /// How exactly matrix products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Compute {
-    /// Quantised weights meet activations rounded to 16 bits per block of 32.
+    /// Quantised weights meet activations rounded to 8 bits, a block of 32 or 16 with one scale.
     #[default]
     Fast,
     /// The reference: weights dequantised to f32, activations untouched.

@@ -13,11 +13,14 @@
     reason = "vector instructions, and one output written by several threads"
 )]
 
+mod activations;
 mod attention;
 mod blocks;
 mod buffer;
 mod error;
 mod exp;
+mod floats;
+mod integers;
 mod kv;
 mod level;
 pub mod limits;
@@ -31,12 +34,12 @@ mod synth;
 mod types;
 mod unpack;
 
+pub use activations::Activations;
 pub use attention::Attend;
 pub use blocks::dequantize;
 pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
-pub use matmul::Activations;
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;

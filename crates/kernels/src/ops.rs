@@ -1,4 +1,4 @@
-//! Row operations: norm, addition, rotation, and the rounding of activations to 16 bits.
+//! Row operations: norm, addition, rotation.
 
 use crate::RopeLayout;
 use crate::exp::{load_part, store_part};
@@ -75,58 +75,4 @@ pub(crate) fn rotate<S: Simd>(
             }
         }
     }
-}
-
-/// Largest magnitude of a rounded activation.
-pub(crate) const Q_MAX: f32 = 32767.0;
-/// Blocks whose largest magnitude is below count as zero: their scale could not be inverted.
-const TINY: f32 = 1e-30;
-
-/// One row of activations rounded to 16 bits, a block of 32 at a time: `x ≈ d q`,
-/// `sum16` and `sum32` the sums of `d q` over 16 and 32 values. A NaN or an infinity makes `d` NaN,
-/// and with it every product.
-pub(crate) struct Rounded<'a> {
-    pub(crate) q: &'a mut [i16],
-    pub(crate) d: &'a mut [f32],
-    pub(crate) sum16: &'a mut [f32],
-    pub(crate) sum32: &'a mut [f32],
-}
-
-/// Rounds one row; `x` holds whole blocks and the parts of `to` are at least as long as needed.
-#[inline(always)]
-pub(crate) fn round_row<S: Simd>(s: S, x: &[f32], to: &mut Rounded<'_>) {
-    let zero = s.splat(0.0);
-    let magnitude = |x| s.max(x, s.sub(zero, x));
-    let blocks = x
-        .as_chunks::<32>()
-        .0
-        .iter()
-        .zip(to.q.as_chunks_mut::<32>().0);
-    let sums = to
-        .sum16
-        .as_chunks_mut::<2>()
-        .0
-        .iter_mut()
-        .zip(&mut *to.sum32);
-    for (((x, q), d), (sum16, sum32)) in blocks.zip(&mut *to.d).zip(sums) {
-        let [low, high] = [s.load(half_of(x, 0)), s.load(half_of(x, 1))];
-        let largest = s.largest(s.max(magnitude(low), magnitude(high)));
-        // Zero times a number is zero, times anything else NaN.
-        let poison = s.sum(s.fma(low, zero, s.mul(high, zero)));
-        let tiny = largest < TINY;
-        *d = if tiny { 0.0 } else { largest / Q_MAX } + poison;
-        let inverse = s.splat(if tiny { 0.0 } else { Q_MAX / largest });
-        let (low, high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
-        s.store_int(s.to_int(low, high), q);
-        // Sums of integers below 2^20: exact.
-        let (low, high) = (s.sum(low), s.sum(high));
-        *sum16 = [*d * low, *d * high];
-        *sum32 = *d * (low + high);
-    }
-}
-
-/// The first or the second 16 of 32 values.
-#[inline(always)]
-fn half_of(x: &[f32; 32], i: usize) -> &[f32; LANES] {
-    &x.as_chunks().0[i]
 }

@@ -3,10 +3,11 @@
 //! Lengths that do not fit each other are mistakes of the calling code and panic here, before any
 //! work; values never do. How work is split never changes results.
 
+use crate::activations::{Activations, Form};
 use crate::attention::{Attend, Field};
 use crate::buffer::{Shared, with_scratch};
 use crate::kv;
-use crate::matmul::{Activations, Job};
+use crate::matmul::{self, Job};
 use crate::pool::Pool;
 use crate::rope::{LastTurns, Rope};
 use crate::simd::table::{Table, table};
@@ -94,6 +95,12 @@ impl Kernels {
         self.pool.threads()
     }
 
+    /// The activations that weights of a type meet.
+    fn form(&self, ty: Type) -> Form {
+        let pairs = self.level == Level::Avx512Bf16;
+        Form::of(ty, self.compute == Compute::Fast, pairs)
+    }
+
     /// The pool and the table, for the probes of `limits`.
     pub(crate) fn parts(&self) -> (&Pool, &Table) {
         (&self.pool, &self.table)
@@ -108,19 +115,15 @@ impl Kernels {
         cols: usize,
         for_types: &[Type],
     ) -> Activations<'a> {
-        let fast = self.compute == Compute::Fast;
-        let integers = fast && for_types.iter().any(|ty| !ty.is_float());
-        let floats = !fast || for_types.iter().any(|ty| ty.is_float());
-        let mut prepared = Activations::new(x, cols, floats, integers);
+        let forms: Vec<_> = for_types.iter().map(|ty| self.form(*ty)).collect();
+        let mut prepared = Activations::new(x, cols, &forms);
         let n = prepared.n;
-        if let Some(to) = prepared.round_task() {
-            let round = self.table.round;
+        let tasks = prepared.tasks();
+        if tasks.any() {
+            let prepare = self.table.prepare;
             self.rows(n, cols, &|token| {
                 // SAFETY: each token is given to one task; the table's level is available.
-                unsafe {
-                    let (x, mut place) = to.token(token);
-                    round(x, &mut place);
-                }
+                unsafe { prepare(&tasks, token) };
             });
         }
         prepared
@@ -132,7 +135,6 @@ impl Kernels {
     /// BF16; compute `f32` uses f32 throughout. Panics if a length does not fit, or if `x` was not
     /// prepared for a product's type.
     pub fn matmul(&self, x: &Activations<'_>, products: &mut [Product<'_>]) {
-        let fast = self.compute == Compute::Fast;
         let size = |p: &Product<'_>| p.w.rows().saturating_mul(p.w.cols()).saturating_mul(x.n);
         let work = products.iter().map(size).fold(0, usize::saturating_add);
         let threads = if work < SMALL_PRODUCTS {
@@ -140,12 +142,11 @@ impl Kernels {
         } else {
             self.threads()
         };
-        let jobs = jobs(x, products, threads, fast);
-        let matmul = self.table.matmul;
+        let jobs = jobs(x, products, threads, &|ty| self.form(ty));
         self.pool.run(if x.n == 0 { 0 } else { jobs.len() }, &|i| {
             // SAFETY: the jobs write disjoint rows of their own outputs; the table's level is
             // available.
-            with_scratch(|scratch| unsafe { matmul(&jobs[i], scratch) });
+            with_scratch(|scratch| unsafe { matmul::task(&self.table, &jobs[i], scratch) });
         });
     }
 
@@ -414,7 +415,7 @@ fn jobs<'a>(
     x: &'a Activations<'_>,
     products: &'a mut [Product<'_>],
     threads: usize,
-    fast: bool,
+    form: &dyn Fn(Type) -> Form,
 ) -> Vec<Job<'a>> {
     let mut jobs = Vec::new();
     for Product { w, bias, out } in products {
@@ -433,7 +434,7 @@ fn jobs<'a>(
         );
         assert!(bias.is_none_or(|b| b.len() == rows), "bias of {rows} rows");
         assert!(
-            x.fits(w.ty(), fast),
+            x.has(form(w.ty())),
             "activations not prepared for {}",
             w.ty()
         );
@@ -451,7 +452,7 @@ fn jobs<'a>(
                 bias: *bias,
                 x,
                 out,
-                fast,
+                form: form(w.ty()),
             });
         }
     }

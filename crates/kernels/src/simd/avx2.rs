@@ -1,19 +1,19 @@
-//! AVX2 with FMA and F16C: two registers of 8 floats make a vector.
+//! AVX2 with FMA and F16C, with or without AVX-VNNI: two registers of 8 floats make a vector.
 
-use super::{Simd, array};
+use super::{Simd, array, part};
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX2, FMA and F16C.
+/// Proof that the processor has AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// The proof.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C.
+    /// The processor has AVX2, FMA and F16C; AVX-VNNI if `VNNI`.
     #[inline(always)]
-    pub(crate) unsafe fn new() -> Avx2 {
+    pub(crate) unsafe fn new() -> Avx2<VNNI> {
         Avx2(())
     }
 }
@@ -21,12 +21,13 @@ impl Avx2 {
 /// Lanes 0..8 and 8..16.
 type Pair = (__m256, __m256);
 
-/// Lanes 0..16 and 16..32.
+/// Lanes 0..8 and 8..16, or bytes 0..32 and 32..64.
 type Ints = (__m256i, __m256i);
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = Pair;
-    type I = Ints;
+    type N = Ints;
+    type B = Ints;
 
     const WIDE: bool = false;
 
@@ -94,16 +95,6 @@ impl Simd for Avx2 {
             let v = _mm_loadu_si128(bytes.as_ptr().cast());
             let a = _mm256_cvtepi8_epi32(v);
             let b = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v));
-            (_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
-        }
-    }
-    #[inline(always)]
-    fn load_i16(self, x: &[i16; 16]) -> Pair {
-        let at = x.as_ptr().cast::<__m128i>();
-        // SAFETY: see above.
-        unsafe {
-            let a = _mm256_cvtepi16_epi32(_mm_loadu_si128(at));
-            let b = _mm256_cvtepi16_epi32(_mm_loadu_si128(at.add(1)));
             (_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
         }
     }
@@ -209,149 +200,236 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot32(self, w: &[i16; 32], x: &[i16; 32]) -> Pair {
-        let (w, x) = (w.as_ptr().cast::<__m256i>(), x.as_ptr().cast::<__m256i>());
+    fn bytes(self, from: &[u8; 64]) -> Ints {
+        let at = from.as_ptr().cast::<__m256i>();
         // SAFETY: see above.
-        unsafe {
-            let a = _mm256_madd_epi16(_mm256_loadu_si256(w), _mm256_loadu_si256(x));
-            let b = _mm256_madd_epi16(_mm256_loadu_si256(w.add(1)), _mm256_loadu_si256(x.add(1)));
-            (_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
-        }
-    }
-
-    #[inline(always)]
-    fn to_int(self, low: Pair, high: Pair) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            // Packing works within 128 bits; the permutation puts the quarters in order.
-            let pack = |x: Pair| {
-                let both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-                _mm256_permute4x64_epi64::<0b1101_1000>(both)
-            };
-            (pack(low), pack(high))
-        }
+        unsafe { (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))) }
     }
     #[inline(always)]
-    fn widen(self, bytes: &[u8; 32]) -> Ints {
+    fn quarters(self, from: [&[u8; 16]; 4]) -> Ints {
         // SAFETY: see above.
         unsafe {
-            let at = bytes.as_ptr().cast::<__m128i>();
+            let load = |i: usize| _mm_loadu_si128(from[i].as_ptr().cast());
             (
-                _mm256_cvtepu8_epi16(_mm_loadu_si128(at)),
-                _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(1))),
+                _mm256_set_m128i(load(1), load(0)),
+                _mm256_set_m128i(load(3), load(2)),
             )
         }
     }
     #[inline(always)]
-    fn widen_signed(self, bytes: &[u8; 32]) -> Ints {
+    fn store_bytes(self, x: Ints, to: &mut [u8; 64]) {
+        let at = to.as_mut_ptr().cast::<__m256i>();
         // SAFETY: see above.
         unsafe {
-            let at = bytes.as_ptr().cast::<__m128i>();
-            (
-                _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
-                _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(1))),
-            )
+            _mm256_storeu_si256(at, x.0);
+            _mm256_storeu_si256(at.add(1), x.1);
         }
     }
     #[inline(always)]
-    fn nibbles(self, bytes: &[u8; 16]) -> Ints {
+    fn and(self, a: Ints, mask: u8) -> Ints {
         // SAFETY: see above.
         unsafe {
-            let v = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
-            (
-                _mm256_and_si256(v, _mm256_set1_epi16(15)),
-                _mm256_srli_epi16::<4>(v),
-            )
-        }
-    }
-    #[inline(always)]
-    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            let table = _mm_loadu_si128(table.as_ptr().cast());
-            let v = _mm_loadu_si128(bytes.as_ptr().cast());
-            let mask = _mm_set1_epi8(15);
-            let low = _mm_shuffle_epi8(table, _mm_and_si128(v, mask));
-            let high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(v), mask));
-            (_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high))
-        }
-    }
-    #[inline(always)]
-    fn sixteens(self, bits: u32) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            const BITS: [i16; 16] = [
-                1,
-                2,
-                4,
-                8,
-                16,
-                32,
-                64,
-                128,
-                256,
-                512,
-                1024,
-                2048,
-                4096,
-                8192,
-                16384,
-                i16::MIN,
-            ];
-            let each = _mm256_loadu_si256(BITS.as_ptr().cast());
-            let of = |bits: u32| {
-                let set = _mm256_and_si256(_mm256_set1_epi16(bits as i16), each);
-                _mm256_and_si256(_mm256_cmpeq_epi16(set, each), _mm256_set1_epi16(16))
-            };
-            (of(bits), of(bits >> 16))
-        }
-    }
-    #[inline(always)]
-    fn halves(self, low: i16, high: i16) -> Ints {
-        // SAFETY: see above.
-        unsafe { (_mm256_set1_epi16(low), _mm256_set1_epi16(high)) }
-    }
-    #[inline(always)]
-    fn add_int(self, a: Ints, b: Ints) -> Ints {
-        // SAFETY: see above.
-        unsafe { (_mm256_add_epi16(a.0, b.0), _mm256_add_epi16(a.1, b.1)) }
-    }
-    #[inline(always)]
-    fn mul_int(self, a: Ints, b: Ints) -> Ints {
-        // SAFETY: see above.
-        unsafe { (_mm256_mullo_epi16(a.0, b.0), _mm256_mullo_epi16(a.1, b.1)) }
-    }
-    #[inline(always)]
-    fn and(self, a: Ints, mask: i16) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            let mask = _mm256_set1_epi16(mask);
+            let mask = _mm256_set1_epi8(mask.cast_signed());
             (_mm256_and_si256(a.0, mask), _mm256_and_si256(a.1, mask))
         }
     }
     #[inline(always)]
-    fn shr(self, a: Ints, by: u32) -> Ints {
+    fn or(self, a: Ints, b: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe { (_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn flip(self, a: Ints) -> Ints {
         // SAFETY: see above.
         unsafe {
-            let by = _mm_cvtsi32_si128(by.cast_signed());
-            (_mm256_srl_epi16(a.0, by), _mm256_srl_epi16(a.1, by))
+            let top = _mm256_set1_epi8(-128);
+            (_mm256_xor_si256(a.0, top), _mm256_xor_si256(a.1, top))
         }
     }
     #[inline(always)]
-    fn shl(self, a: Ints, by: u32) -> Ints {
+    fn shr(self, a: Ints, by: [u32; 4]) -> Ints {
         // SAFETY: see above.
         unsafe {
-            let by = _mm_cvtsi32_si128(by.cast_signed());
-            (_mm256_sll_epi16(a.0, by), _mm256_sll_epi16(a.1, by))
+            (
+                _mm256_srlv_epi32(a.0, per_half(by[0], by[1])),
+                _mm256_srlv_epi32(a.1, per_half(by[2], by[3])),
+            )
         }
     }
     #[inline(always)]
-    fn store_int(self, x: Ints, to: &mut [i16; 32]) {
+    fn shl(self, a: Ints, by: [u32; 4]) -> Ints {
         // SAFETY: see above.
         unsafe {
-            let at = to.as_mut_ptr().cast::<__m256i>();
+            (
+                _mm256_sllv_epi32(a.0, per_half(by[0], by[1])),
+                _mm256_sllv_epi32(a.1, per_half(by[2], by[3])),
+            )
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], indices: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            (
+                _mm256_shuffle_epi8(table, indices.0),
+                _mm256_shuffle_epi8(table, indices.1),
+            )
+        }
+    }
+    #[inline(always)]
+    fn bits(self, mask: u64, value: u8) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            // Byte i of 32 gets byte i/8 of the mask, of which it keeps bit i%8.
+            let spread = _mm256_setr_epi64x(
+                0,
+                0x0101_0101_0101_0101,
+                0x0202_0202_0202_0202,
+                0x0303_0303_0303_0303,
+            );
+            let each = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            let value = _mm256_set1_epi8(value.cast_signed());
+            let of = |mask: u32| {
+                let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(mask.cast_signed()), spread);
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each);
+                _mm256_and_si256(set, value)
+            };
+            (of(mask as u32), of((mask >> 32) as u32))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, x: [Ints; 4]) -> [Ints; 4] {
+        let first = transpose_half([x[0].0, x[1].0, x[2].0, x[3].0]);
+        let second = transpose_half([x[0].1, x[1].1, x[2].1, x[3].1]);
+        array(|k| (first[k], second[k]))
+    }
+    #[inline(always)]
+    fn zip(self, low: Ints, high: Ints) -> [Ints; 2] {
+        // SAFETY: see above.
+        unsafe {
+            [
+                (
+                    _mm256_permute2x128_si256::<0x20>(low.0, high.0),
+                    _mm256_permute2x128_si256::<0x20>(low.1, high.1),
+                ),
+                (
+                    _mm256_permute2x128_si256::<0x31>(low.0, high.0),
+                    _mm256_permute2x128_si256::<0x31>(low.1, high.1),
+                ),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn to_bytes(self, x: [Pair; 4]) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            // Packing works within 128 bits; the permutation puts words in order.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let pack = |a: Pair, b: Pair| {
+                let [a0, a1, b0, b1] = [a.0, a.1, b.0, b.1].map(|x| _mm256_cvtps_epi32(x));
+                let both =
+                    _mm256_packs_epi16(_mm256_packs_epi32(a0, a1), _mm256_packs_epi32(b0, b1));
+                _mm256_permutevar8x32_epi32(both, order)
+            };
+            (pack(x[0], x[1]), pack(x[2], x[3]))
+        }
+    }
+    #[inline(always)]
+    fn dot(self, sum: Ints, w: Ints, x: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            if VNNI {
+                return (
+                    _mm256_dpbusd_avx_epi32(sum.0, w.0, x.0),
+                    _mm256_dpbusd_avx_epi32(sum.1, w.1, x.1),
+                );
+            }
+            // Neighbouring products are added in 16 bits, which the top bit of a weight could
+            // overflow: it goes apart.
+            let (top, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
+            let half = |sum, w, x| {
+                let low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, w), x);
+                let high = _mm256_maddubs_epi16(_mm256_and_si256(top, w), x);
+                let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(high, ones))
+            };
+            (half(sum.0, w.0, x.0), half(sum.1, w.1, x.1))
+        }
+    }
+    #[inline(always)]
+    fn times(self, x: &[i32; 16], by: i32) -> Ints {
+        let at = x.as_ptr().cast::<__m256i>();
+        // SAFETY: see above.
+        unsafe {
+            let by = _mm256_set1_epi32(by);
+            (
+                _mm256_mullo_epi32(_mm256_loadu_si256(at), by),
+                _mm256_mullo_epi32(_mm256_loadu_si256(at.add(1)), by),
+            )
+        }
+    }
+    #[inline(always)]
+    fn store_ints(self, x: Ints, to: &mut [i32; 16]) {
+        let at = to.as_mut_ptr().cast::<__m256i>();
+        // SAFETY: see above.
+        unsafe {
             _mm256_storeu_si256(at, x.0);
             _mm256_storeu_si256(at.add(1), x.1);
         }
+    }
+    #[inline(always)]
+    fn float(self, x: Ints) -> Pair {
+        // SAFETY: see above.
+        unsafe { (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+    #[inline(always)]
+    fn turn(self, x: Pair) -> Pair {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        self.load(&array(|i| lanes[i % 4 * 4 + i / 4]))
+    }
+    #[inline(always)]
+    fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> Pair {
+        let half = |i: usize| u16::from_le_bytes(*part(data, (i % 4 * 4 + i / 4) * BYTES));
+        let halves: [u16; 16] = array(half);
+        let at = halves.as_ptr().cast::<__m128i>();
+        // SAFETY: see above; `at` points to 32 bytes.
+        unsafe {
+            (
+                _mm256_cvtph_ps(_mm_loadu_si128(at)),
+                _mm256_cvtph_ps(_mm_loadu_si128(at.add(1))),
+            )
+        }
+    }
+}
+
+/// A number for the words of each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn per_half(a: u32, b: u32) -> __m256i {
+    let (a, b) = (a.cast_signed(), b.cast_signed());
+    _mm256_setr_epi32(a, a, a, a, b, b, b, b)
+}
+
+/// `Simd::transpose` of one half of each argument.
+#[inline(always)]
+fn transpose_half(x: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: called from `Avx2`, whose values prove that the processor has AVX2.
+    unsafe {
+        let (a, b) = (
+            _mm256_unpacklo_epi32(x[0], x[1]),
+            _mm256_unpacklo_epi32(x[2], x[3]),
+        );
+        let (c, d) = (
+            _mm256_unpackhi_epi32(x[0], x[1]),
+            _mm256_unpackhi_epi32(x[2], x[3]),
+        );
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
     }
 }

@@ -1,26 +1,28 @@
-//! AVX-512 F, BW, DQ and VL: one register of 16 floats is a vector.
+//! AVX-512 F, BW, DQ and VL, with or without VNNI and BF16: one register of 16 floats is a vector.
 
-use super::Simd;
+use super::{Simd, array, part};
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL, and what AVX2 has.
+/// Proof that the processor has AVX-512 F, BW, DQ and VL, what AVX2 has, and from `LEVEL` 1 on AVX-512
+/// VNNI, from 2 on AVX-512 BF16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const LEVEL: u8>(());
 
-impl Avx512 {
+impl<const LEVEL: u8> Avx512<LEVEL> {
     /// The proof.
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+    /// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; what `LEVEL` says.
     #[inline(always)]
-    pub(crate) unsafe fn new() -> Avx512 {
+    pub(crate) unsafe fn new() -> Avx512<LEVEL> {
         Avx512(())
     }
 }
 
-impl Simd for Avx512 {
+impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     type F = __m512;
-    type I = __m512i;
+    type N = __m512i;
+    type B = __m512i;
 
     const WIDE: bool = true;
 
@@ -64,11 +66,6 @@ impl Simd for Avx512 {
     fn load_i8(self, bytes: &[u8; 16]) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
-    }
-    #[inline(always)]
-    fn load_i16(self, x: &[i16; 16]) -> __m512 {
-        // SAFETY: see above.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(x.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn f16(self, bits: u16) -> f32 {
@@ -171,99 +168,193 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot32(self, w: &[i16; 32], x: &[i16; 32]) -> __m512 {
+    fn bytes(self, from: &[u8; 64]) -> __m512i {
         // SAFETY: see above.
-        unsafe {
-            let w = _mm512_loadu_si512(w.as_ptr().cast());
-            let x = _mm512_loadu_si512(x.as_ptr().cast());
-            _mm512_cvtepi32_ps(_mm512_madd_epi16(w, x))
-        }
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
-
     #[inline(always)]
-    fn to_int(self, low: __m512, high: __m512) -> __m512i {
+    fn quarters(self, from: [&[u8; 16]; 4]) -> __m512i {
         // SAFETY: see above.
         unsafe {
-            let low = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(low));
-            let high = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(high));
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+            let load = |i: usize| _mm_loadu_si128(from[i].as_ptr().cast());
+            let x = _mm512_castsi128_si512(load(0));
+            let x = _mm512_inserti32x4::<1>(x, load(1));
+            let x = _mm512_inserti32x4::<2>(x, load(2));
+            _mm512_inserti32x4::<3>(x, load(3))
         }
     }
     #[inline(always)]
-    fn widen(self, bytes: &[u8; 32]) -> __m512i {
+    fn store_bytes(self, x: __m512i, to: &mut [u8; 64]) {
         // SAFETY: see above.
-        unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
     }
     #[inline(always)]
-    fn widen_signed(self, bytes: &[u8; 32]) -> __m512i {
+    fn and(self, a: __m512i, mask: u8) -> __m512i {
         // SAFETY: see above.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+        unsafe { _mm512_and_si512(a, _mm512_set1_epi8(mask.cast_signed())) }
     }
     #[inline(always)]
-    fn nibbles(self, bytes: &[u8; 16]) -> __m512i {
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: see above.
-        unsafe { _mm512_cvtepu8_epi16(nibbles(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+        unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
-    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> __m512i {
+    fn flip(self, a: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    fn shr(self, a: __m512i, by: [u32; 4]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_srlv_epi32(a, per_quarter(by)) }
+    }
+    #[inline(always)]
+    fn shl(self, a: __m512i, by: [u32; 4]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_sllv_epi32(a, per_quarter(by)) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], indices: __m512i) -> __m512i {
         // SAFETY: see above.
         unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            let indices = nibbles(_mm_loadu_si128(bytes.as_ptr().cast()));
-            _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(table, indices))
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, indices)
         }
     }
     #[inline(always)]
-    fn sixteens(self, bits: u32) -> __m512i {
+    fn bits(self, mask: u64, value: u8) -> __m512i {
         // SAFETY: see above.
-        unsafe { _mm512_maskz_set1_epi16(bits, 16) }
+        unsafe { _mm512_maskz_set1_epi8(mask, value.cast_signed()) }
     }
     #[inline(always)]
-    fn halves(self, low: i16, high: i16) -> __m512i {
+    fn transpose(self, x: [__m512i; 4]) -> [__m512i; 4] {
         // SAFETY: see above.
         unsafe {
-            let low = _mm512_castsi256_si512(_mm256_set1_epi16(low));
-            _mm512_inserti64x4::<1>(low, _mm256_set1_epi16(high))
+            let (a, b) = (
+                _mm512_unpacklo_epi32(x[0], x[1]),
+                _mm512_unpacklo_epi32(x[2], x[3]),
+            );
+            let (c, d) = (
+                _mm512_unpackhi_epi32(x[0], x[1]),
+                _mm512_unpackhi_epi32(x[2], x[3]),
+            );
+            [
+                _mm512_unpacklo_epi64(a, b),
+                _mm512_unpackhi_epi64(a, b),
+                _mm512_unpacklo_epi64(c, d),
+                _mm512_unpackhi_epi64(c, d),
+            ]
         }
     }
     #[inline(always)]
-    fn add_int(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_add_epi16(a, b) }
-    }
-    #[inline(always)]
-    fn mul_int(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_mullo_epi16(a, b) }
-    }
-    #[inline(always)]
-    fn and(self, a: __m512i, mask: i16) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_and_si512(a, _mm512_set1_epi16(mask)) }
-    }
-    #[inline(always)]
-    fn shr(self, a: __m512i, by: u32) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_srl_epi16(a, _mm_cvtsi32_si128(by.cast_signed())) }
-    }
-    #[inline(always)]
-    fn shl(self, a: __m512i, by: u32) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(by.cast_signed())) }
-    }
-    #[inline(always)]
-    fn store_int(self, x: __m512i, to: &mut [i16; 32]) {
+    fn zip(self, low: __m512i, high: __m512i) -> [__m512i; 2] {
         // SAFETY: see above.
         unsafe {
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), x);
+            let even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            [
+                _mm512_permutex2var_epi64(low, even, high),
+                _mm512_permutex2var_epi64(low, odd, high),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn to_bytes(self, x: [__m512; 4]) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b, c, d]: [__m128i; 4] =
+                array(|i| _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x[i])));
+            let x = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
+            _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(x, c), d)
+        }
+    }
+    #[inline(always)]
+    fn dot(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            if LEVEL >= 1 {
+                return _mm512_dpbusd_epi32(sum, w, x);
+            }
+            // Neighbouring products are added in 16 bits, which the top bit of a weight could
+            // overflow: it goes apart.
+            let top = _mm512_set1_epi8(-128);
+            let ones = _mm512_set1_epi16(1);
+            let low = _mm512_maddubs_epi16(_mm512_andnot_si512(top, w), x);
+            let high = _mm512_maddubs_epi16(_mm512_and_si512(top, w), x);
+            let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(low, ones));
+            _mm512_add_epi32(sum, _mm512_madd_epi16(high, ones))
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, sum: __m512, w: __m512i, x: __m512i) -> __m512 {
+        if LEVEL < 2 {
+            unreachable!("asked for by the level with BF16 only");
+        }
+        // SAFETY: see above; any 64 bytes are 32 bfloat16.
+        unsafe {
+            let pairs = |x| std::mem::transmute::<__m512i, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(w), pairs(x))
+        }
+    }
+    #[inline(always)]
+    fn times(self, x: &[i32; 16], by: i32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_mullo_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi32(by)) }
+    }
+    #[inline(always)]
+    fn store_ints(self, x: __m512i, to: &mut [i32; 16]) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn float(self, x: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    fn turn(self, x: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let from = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_permutexvar_ps(from, x)
+        }
+    }
+    #[inline(always)]
+    fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> __m512 {
+        // Halves reached by one load: of four blocks where 64 bytes do, else of two.
+        let step = if 3 * BYTES + 2 <= 64 { 4 } else { 2 };
+        // SAFETY: see above; `part` gives the bytes that are loaded.
+        unsafe {
+            let from: [i16; 32] = array(|lane| ((lane / 4) % step * BYTES / 2) as i16);
+            let from = _mm512_loadu_si512(from.as_ptr().cast());
+            let mut all = _mm512_setzero_si512();
+            let mut block = 0;
+            while block < 16 {
+                let loaded = if step == 2 && BYTES + 2 <= 32 {
+                    let part: &[u8; 32] = part(data, block * BYTES);
+                    _mm512_castsi256_si512(_mm256_loadu_si256(part.as_ptr().cast()))
+                } else {
+                    let part: &[u8; 64] = part(data, block * BYTES);
+                    _mm512_loadu_si512(part.as_ptr().cast())
+                };
+                // Block 4i + l goes to lane 4l + i.
+                let lanes = match (step, block % 4) {
+                    (4, _) => 0x1111,
+                    (_, 0) => 0x0011,
+                    _ => 0x1100,
+                };
+                all = _mm512_mask_permutexvar_epi16(all, lanes << (block / 4), from, loaded);
+                block += step;
+            }
+            _mm512_cvtph_ps(_mm512_castsi512_si256(all))
         }
     }
 }
 
-/// Low nibbles of 16 bytes, then their high nibbles, as bytes.
+/// A number for all words of each quarter.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn nibbles(v: __m128i) -> __m256i {
-    let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(v), _mm_srli_epi16::<4>(v));
-    _mm256_and_si256(both, _mm256_set1_epi8(15))
+#[target_feature(enable = "avx512f")]
+fn per_quarter(x: [u32; 4]) -> __m512i {
+    let [a, b, c, d] = x.map(u32::cast_signed);
+    _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d)
 }

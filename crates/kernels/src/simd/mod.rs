@@ -36,13 +36,47 @@ pub(crate) fn array<T: Copy, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
     unsafe { std::mem::transmute_copy(&all) }
 }
 
+/// `[f(0), .., f(3)]` written out, for what is too long for the compiler to inline as a closure.
+macro_rules! four {
+    (|$i:ident| $value:expr) => {
+        $crate::simd::four!(|$i| $value; 0 1 2 3)
+    };
+    (|$i:ident| $value:expr; $($index:literal)*) => {
+        [$({
+            let $i: usize = $index;
+            $value
+        }),*]
+    };
+}
+pub(crate) use four;
+
+/// `[f(0), .., f(7)]` likewise.
+macro_rules! eight {
+    (|$i:ident| $value:expr) => {
+        $crate::simd::four!(|$i| $value; 0 1 2 3 4 5 6 7)
+    };
+}
+pub(crate) use eight;
+
+/// `N` bytes of `data` from `at` on. Panics if they are not there; where the length of `data` is known
+/// to the compiler nothing is checked at run time.
+#[inline(always)]
+pub(crate) fn part<const N: usize>(data: &[u8], at: usize) -> &[u8; N] {
+    match data[at..].first_chunk() {
+        Some(part) => part,
+        None => panic!("{N} bytes at {at} of {}", data.len()),
+    }
+}
+
 /// The vector primitives of one level. A value of the implementing type is the proof that the
 /// processor has the level's instructions: it can only be made by an unsafe constructor.
 pub(crate) trait Simd: Copy {
     /// 16 lanes of f32.
     type F: Copy;
-    /// 32 lanes of i16.
-    type I: Copy;
+    /// 16 lanes of i32.
+    type N: Copy;
+    /// 64 bytes: 16 words of 4 bytes, in four quarters of 4 words.
+    type B: Copy;
 
     /// Enough registers for tiles of 4 x 4 vectors; otherwise tiles are 2 x 2.
     const WIDE: bool;
@@ -61,8 +95,6 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, bytes: &[u8; 32]) -> Self::F;
     /// 16 signed bytes, converted.
     fn load_i8(self, bytes: &[u8; 16]) -> Self::F;
-    /// 16 signed 16-bit integers, converted.
-    fn load_i16(self, x: &[i16; 16]) -> Self::F;
     /// One IEEE half, widened.
     fn f16(self, bits: u16) -> f32;
 
@@ -92,34 +124,49 @@ pub(crate) trait Simd: Copy {
     /// Largest lane, halves compared four times.
     fn largest(self, x: Self::F) -> f32;
 
-    /// Products of 32 pairs, added exactly in pairs of neighbours: lane i is
-    /// `w[2i] x[2i] + w[2i+1] x[2i+1]`, as a float. The sum must fit an i32.
-    fn dot32(self, w: &[i16; 32], x: &[i16; 32]) -> Self::F;
-
-    /// Integers given as floats, of magnitude below 2^15; anything for other input.
-    fn to_int(self, low: Self::F, high: Self::F) -> Self::I;
-    /// 32 bytes, zero-extended.
-    fn widen(self, bytes: &[u8; 32]) -> Self::I;
-    /// 32 signed bytes, sign-extended.
-    fn widen_signed(self, bytes: &[u8; 32]) -> Self::I;
-    /// The low nibbles of 16 bytes, then their high nibbles.
-    fn nibbles(self, bytes: &[u8; 16]) -> Self::I;
-    /// The table's values at the low nibbles of 16 bytes, then at their high nibbles.
-    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> Self::I;
-    /// 16 where the bit of the lane's index is set, else 0.
-    fn sixteens(self, bits: u32) -> Self::I;
-    /// `low` in lanes 0..16, `high` in lanes 16..32.
-    fn halves(self, low: i16, high: i16) -> Self::I;
-    /// a + b, wrapping
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
-    /// a · b, wrapping
-    fn mul_int(self, a: Self::I, b: Self::I) -> Self::I;
-    /// a & mask
-    fn and(self, a: Self::I, mask: i16) -> Self::I;
-    /// a >> by, of lanes that are not negative
-    fn shr(self, a: Self::I, by: u32) -> Self::I;
-    /// a << by
-    fn shl(self, a: Self::I, by: u32) -> Self::I;
-    /// 32 integers to memory.
-    fn store_int(self, x: Self::I, to: &mut [i16; 32]);
+    /// 64 bytes.
+    fn bytes(self, from: &[u8; 64]) -> Self::B;
+    /// Four times 16 bytes.
+    fn quarters(self, from: [&[u8; 16]; 4]) -> Self::B;
+    /// 64 bytes to memory.
+    fn store_bytes(self, x: Self::B, to: &mut [u8; 64]);
+    /// a & mask, byte by byte
+    fn and(self, a: Self::B, mask: u8) -> Self::B;
+    /// a | b
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// The top bit of each byte inverted.
+    fn flip(self, a: Self::B) -> Self::B;
+    /// Each word shifted right by its quarter's number of bits, below 32.
+    fn shr(self, a: Self::B, by: [u32; 4]) -> Self::B;
+    /// Each word shifted left by its quarter's number of bits, below 32.
+    fn shl(self, a: Self::B, by: [u32; 4]) -> Self::B;
+    /// The table's values at 64 indices below 16.
+    fn lookup(self, table: &[u8; 16], indices: Self::B) -> Self::B;
+    /// `value` where the bit of the byte's index is set, else 0.
+    fn bits(self, mask: u64, value: u8) -> Self::B;
+    /// In each quarter, word i of the k-th result is word k of the i-th argument.
+    fn transpose(self, x: [Self::B; 4]) -> [Self::B; 4];
+    /// The even quarters of both, taken in turns, and the odd ones: quarters
+    /// `[low 0, high 0, low 2, high 2]` and `[low 1, high 1, low 3, high 3]`.
+    fn zip(self, low: Self::B, high: Self::B) -> [Self::B; 2];
+    /// 64 integers of -128..=127, given as floats; anything for other input.
+    fn to_bytes(self, x: [Self::F; 4]) -> Self::B;
+    /// Adds to each lane the products of its word's four unsigned bytes with four signed ones, exactly.
+    fn dot(self, sum: Self::N, w: Self::B, x: Self::B) -> Self::N;
+    /// Adds to each lane the products of its word's two bfloat16, exactly until both are added. Only for
+    /// the level that has it.
+    fn dot_bf16(self, _sum: Self::F, _w: Self::B, _x: Self::B) -> Self::F {
+        unreachable!("asked for by the level with BF16 only")
+    }
+    /// x · by, wrapping
+    fn times(self, x: &[i32; 16], by: i32) -> Self::N;
+    /// 16 integers to memory.
+    fn store_ints(self, x: Self::N, to: &mut [i32; 16]);
+    /// Converted; exact below 2^24.
+    fn float(self, x: Self::N) -> Self::F;
+    /// Lane 4l + i of the result is lane 4i + l of `x`.
+    fn turn(self, x: Self::F) -> Self::F;
+    /// The 16 IEEE halves at the starts of blocks of `BYTES` bytes (an even number, at most 62),
+    /// widened and turned; `data` holds at least 16 blocks less what follows the last half.
+    fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> Self::F;
 }

@@ -12,8 +12,14 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 16] {
 }
 
 #[inline(always)]
-fn lanes(f: impl Fn(usize) -> i16) -> [i16; 32] {
+fn every(f: impl Fn(usize) -> u8) -> [u8; 64] {
     array(f)
+}
+
+/// Word `i` of 64 bytes.
+#[inline(always)]
+fn word(x: &[u8; 64], i: usize) -> [u8; 4] {
+    x.as_chunks().0[i]
 }
 
 /// Halves folded onto each other until one lane is left.
@@ -47,7 +53,8 @@ pub(crate) fn widen_f16(bits: u16) -> f32 {
 
 impl Simd for Scalar {
     type F = [f32; 16];
-    type I = [i16; 32];
+    type N = [i32; 16];
+    type B = [u8; 64];
 
     const WIDE: bool = false;
 
@@ -81,10 +88,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_i8(self, bytes: &[u8; 16]) -> [f32; 16] {
         each(|i| f32::from(bytes[i].cast_signed()))
-    }
-    #[inline(always)]
-    fn load_i16(self, x: &[i16; 16]) -> [f32; 16] {
-        each(|i| f32::from(x[i]))
     }
     #[inline(always)]
     fn f16(self, bits: u16) -> f32 {
@@ -144,74 +147,91 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot32(self, w: &[i16; 32], x: &[i16; 32]) -> [f32; 16] {
-        let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
-        each(|i| product(2 * i).wrapping_add(product(2 * i + 1)) as f32)
+    fn bytes(self, from: &[u8; 64]) -> [u8; 64] {
+        *from
     }
-
-    #[inline(always)]
-    fn to_int(self, low: [f32; 16], high: [f32; 16]) -> [i16; 32] {
-        lanes(|i| {
-            if i < 16 {
-                low[i] as i16
-            } else {
-                high[i - 16] as i16
-            }
-        })
+    #[inline]
+    fn quarters(self, from: [&[u8; 16]; 4]) -> [u8; 64] {
+        every(|i| from[i / 16][i % 16])
     }
-    #[inline(always)]
-    fn widen(self, bytes: &[u8; 32]) -> [i16; 32] {
-        bytes.map(i16::from)
+    #[inline]
+    fn store_bytes(self, x: [u8; 64], to: &mut [u8; 64]) {
+        *to = x;
     }
-    #[inline(always)]
-    fn widen_signed(self, bytes: &[u8; 32]) -> [i16; 32] {
-        bytes.map(|b| i16::from(b.cast_signed()))
+    #[inline]
+    fn and(self, a: [u8; 64], mask: u8) -> [u8; 64] {
+        every(|i| a[i] & mask)
     }
-    #[inline(always)]
-    fn nibbles(self, bytes: &[u8; 16]) -> [i16; 32] {
-        lanes(|i| {
-            i16::from(if i < 16 {
-                bytes[i] & 15
-            } else {
-                bytes[i - 16] >> 4
+    #[inline]
+    fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        every(|i| a[i] | b[i])
+    }
+    #[inline]
+    fn flip(self, a: [u8; 64]) -> [u8; 64] {
+        every(|i| a[i] ^ 0x80)
+    }
+    #[inline]
+    fn shr(self, a: [u8; 64], by: [u32; 4]) -> [u8; 64] {
+        every(|i| (u32::from_le_bytes(word(&a, i / 4)) >> by[i / 16]).to_le_bytes()[i % 4])
+    }
+    #[inline]
+    fn shl(self, a: [u8; 64], by: [u32; 4]) -> [u8; 64] {
+        every(|i| (u32::from_le_bytes(word(&a, i / 4)) << by[i / 16]).to_le_bytes()[i % 4])
+    }
+    #[inline]
+    fn lookup(self, table: &[u8; 16], indices: [u8; 64]) -> [u8; 64] {
+        every(|i| table[usize::from(indices[i] & 15)])
+    }
+    #[inline]
+    fn bits(self, mask: u64, value: u8) -> [u8; 64] {
+        every(|i| if mask >> i & 1 == 1 { value } else { 0 })
+    }
+    #[inline]
+    fn transpose(self, x: [[u8; 64]; 4]) -> [[u8; 64]; 4] {
+        array(|k| every(|i| x[i / 4 % 4][i / 16 * 16 + 4 * k + i % 4]))
+    }
+    #[inline]
+    fn zip(self, low: [u8; 64], high: [u8; 64]) -> [[u8; 64]; 2] {
+        array(|odd| {
+            every(|i| {
+                let from = if i / 16 % 2 == 0 { &low } else { &high };
+                from[(i / 32 * 2 + odd) * 16 + i % 16]
             })
         })
     }
-    #[inline(always)]
-    fn lookup(self, table: &[i8; 16], bytes: &[u8; 16]) -> [i16; 32] {
-        self.nibbles(bytes)
-            .map(|n| i16::from(table[n as usize & 15]))
+    #[inline]
+    fn to_bytes(self, x: [[f32; 16]; 4]) -> [u8; 64] {
+        every(|i| (x[i / 16][i % 16] as i8).cast_unsigned())
     }
-    #[inline(always)]
-    fn sixteens(self, bits: u32) -> [i16; 32] {
-        lanes(|i| ((bits >> i & 1) << 4) as i16)
+    #[inline]
+    fn dot(self, sum: [i32; 16], w: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        array(|i| {
+            let (w, x) = (word(&w, i), word(&x, i));
+            let product = |k: usize| i32::from(w[k]) * i32::from(x[k].cast_signed());
+            sum[i] + (product(0) + product(1) + product(2) + product(3))
+        })
     }
-    #[inline(always)]
-    fn halves(self, low: i16, high: i16) -> [i16; 32] {
-        lanes(|i| if i < 16 { low } else { high })
+    #[inline]
+    fn times(self, x: &[i32; 16], by: i32) -> [i32; 16] {
+        array(|i| x[i].wrapping_mul(by))
     }
-    #[inline(always)]
-    fn add_int(self, a: [i16; 32], b: [i16; 32]) -> [i16; 32] {
-        lanes(|i| a[i].wrapping_add(b[i]))
-    }
-    #[inline(always)]
-    fn mul_int(self, a: [i16; 32], b: [i16; 32]) -> [i16; 32] {
-        lanes(|i| a[i].wrapping_mul(b[i]))
-    }
-    #[inline(always)]
-    fn and(self, a: [i16; 32], mask: i16) -> [i16; 32] {
-        a.map(|a| a & mask)
-    }
-    #[inline(always)]
-    fn shr(self, a: [i16; 32], by: u32) -> [i16; 32] {
-        a.map(|a| a >> by)
-    }
-    #[inline(always)]
-    fn shl(self, a: [i16; 32], by: u32) -> [i16; 32] {
-        a.map(|a| a << by)
-    }
-    #[inline(always)]
-    fn store_int(self, x: [i16; 32], to: &mut [i16; 32]) {
+    #[inline]
+    fn store_ints(self, x: [i32; 16], to: &mut [i32; 16]) {
         *to = x;
+    }
+    #[inline]
+    fn float(self, x: [i32; 16]) -> [f32; 16] {
+        each(|i| x[i] as f32)
+    }
+    #[inline]
+    fn turn(self, x: [f32; 16]) -> [f32; 16] {
+        each(|i| x[i % 4 * 4 + i / 4])
+    }
+    #[inline]
+    fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> [f32; 16] {
+        each(|i| {
+            let at = (i % 4 * 4 + i / 4) * BYTES;
+            widen_f16(u16::from_le_bytes([data[at], data[at + 1]]))
+        })
     }
 }

@@ -1,15 +1,48 @@
 //! The roof over the levels: every algorithm, instantiated once per level, as a table of functions.
 
+use crate::activations::{self, Tasks};
 use crate::attention::{self, Field};
 use crate::buffer::{Scratch, Shared};
-use crate::matmul::{self, Job};
-use crate::ops::Rounded;
+use crate::floats::{self, Floats, Halves};
+use crate::integers::{self, Panel};
+use crate::matmul::Job;
+use crate::simd::Simd;
 use crate::{Activation, Level, RopeLayout, exp, limits, ops};
 use std::ops::Range;
 
+/// `activations::prepare` as a function of the table, all of which are unsafe.
+#[inline(always)]
+fn prepare_row<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
+    // SAFETY: callers of the table's functions keep the contract of what these wrap.
+    unsafe { activations::prepare(s, tasks, token) }
+}
+
+/// The functions of one x86-64 level.
+macro_rules! level {
+    ($level:ident, $proof:ty, $features:literal, $($name:ident ( $($arg:ident : $ty:ty),* ) = $path:expr;)* $(.. $below:expr)?) => {
+        #[cfg(target_arch = "x86_64")]
+        mod $level {
+            use super::*;
+            $(
+                #[target_feature(enable = $features)]
+                fn $name($($arg: $ty),*) {
+                    // SAFETY: this function has the features, so whoever runs it has them.
+                    let proof = unsafe { <$proof>::new() };
+                    ($path)(proof, $($arg),*)
+                }
+            )*
+            pub(super) const TABLE: Table = Table { $($name,)* $(..$below)? };
+        }
+    };
+}
+
 /// Lists the algorithms once, for the struct and for the levels' wrappers.
 macro_rules! algorithms {
-    ($($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) = $path:expr;)*) => {
+    (
+        $($(#[$doc:meta])* $name:ident ( $($arg:ident : $ty:ty),* ) = $path:expr;)*
+        // Those that differ between a level and the one that adds dot products to it.
+        ; products $($(#[$pdoc:meta])* $pname:ident ( $($parg:ident : $pty:ty),* ) = $ppath:expr;)*
+    ) => {
         /// A level's functions. Arguments and results are those of the algorithms they wrap.
         ///
         /// # Safety
@@ -18,52 +51,46 @@ macro_rules! algorithms {
         #[derive(Clone, Copy)]
         pub(crate) struct Table {
             $($(#[$doc])* pub(crate) $name: unsafe fn($($ty),*),)*
+            $($(#[$pdoc])* pub(crate) $pname: unsafe fn($($pty),*),)*
         }
 
         mod scalar {
             use super::*;
             use crate::simd::scalar::Scalar;
             $(fn $name($($arg: $ty),*) { ($path)(Scalar, $($arg),*) })*
-            pub(super) const TABLE: Table = Table { $($name),* };
+            $(fn $pname($($parg: $pty),*) { ($ppath)(Scalar, $($parg),*) })*
+            pub(super) const TABLE: Table = Table { $($name,)* $($pname),* };
         }
 
-        #[cfg(target_arch = "x86_64")]
-        mod avx2 {
-            use super::*;
-            use crate::simd::avx2::Avx2;
-            $(
-                #[target_feature(enable = "avx2,fma,f16c")]
-                fn $name($($arg: $ty),*) {
-                    // SAFETY: this function has the features, so whoever runs it has them.
-                    let proof = unsafe { Avx2::new() };
-                    ($path)(proof, $($arg),*)
-                }
-            )*
-            pub(super) const TABLE: Table = Table { $($name),* };
-        }
-
-        #[cfg(target_arch = "x86_64")]
-        mod avx512 {
-            use super::*;
-            use crate::simd::avx512::Avx512;
-            $(
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-                fn $name($($arg: $ty),*) {
-                    // SAFETY: this function has the features, so whoever runs it has them.
-                    let proof = unsafe { Avx512::new() };
-                    ($path)(proof, $($arg),*)
-                }
-            )*
-            pub(super) const TABLE: Table = Table { $($name),* };
-        }
+        level!(avx2, crate::simd::avx2::Avx2<false>, "avx2,fma,f16c",
+            $($name ( $($arg : $ty),* ) = $path;)* $($pname ( $($parg : $pty),* ) = $ppath;)*);
+        level!(avx2vnni, crate::simd::avx2::Avx2<true>, "avx2,fma,f16c,avxvnni",
+            $($pname ( $($parg : $pty),* ) = $ppath;)* ..avx2::TABLE);
+        level!(avx512, crate::simd::avx512::Avx512<0>,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+            $($name ( $($arg : $ty),* ) = $path;)* $($pname ( $($parg : $pty),* ) = $ppath;)*);
+        level!(avx512vnni, crate::simd::avx512::Avx512<1>,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+            $($pname ( $($parg : $pty),* ) = $ppath;)* ..avx512::TABLE);
+        level!(avx512bf16, crate::simd::avx512::Avx512<2>,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+            half_rows(job: &Job<'_>) = floats::half_rows;
+            half_tiles(job: &Job<'_>, panel: &Halves<'_>) = floats::half_tiles;
+            ..avx512vnni::TABLE);
     };
 }
 
 algorithms! {
-    /// Rows of a product.
-    matmul(job: &Job<'_>, scratch: &mut Scratch) = matmul::task;
-    /// 16-bit activations of one token.
-    round(x: &[f32], to: &mut Rounded<'_>) = ops::round_row;
+    /// Unpacked rows as floats.
+    dequantize(panel: &Panel<'_>, to: &mut Floats<'_>) = integers::dequantize;
+    /// Widens rows of floats.
+    float_panel(job: &Job<'_>, rows: Range<usize>, panel: &mut Floats<'_>) = floats::fill;
+    /// All tokens over rows of floats.
+    float_tiles(job: &Job<'_>, panel: &Floats<'_>) = floats::tiles;
+    /// Unpacks quantised rows for many tokens.
+    integer_panel(job: &Job<'_>, panel: &mut Panel<'_>) = integers::fill;
+    /// One token's activations in the forms that products need.
+    prepare(tasks: &Tasks<'_>, token: usize) = prepare_row;
     /// One row's norm.
     rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) = ops::rms_norm;
     /// One token's rotation.
@@ -92,13 +119,18 @@ algorithms! {
     multiply(rounds: usize, sum: &mut [f32; 16]) = limits::multiply;
     /// Sum of values of one query.
     mix(field: &Field<'_>, query: (usize, usize), weights: &[f32], out: &mut [f32], scratch: &mut Scratch) = attention::mix_query;
+    ; products
+    /// Quantised rows of a product with one token.
+    integer_rows(job: &Job<'_>) = integers::rows;
+    /// All tokens over unpacked rows.
+    integer_tiles(job: &Job<'_>, panel: &Panel<'_>) = integers::tiles;
+    /// Rows of bfloat16 with one token; only for the level that multiplies such pairs.
+    half_rows(job: &Job<'_>) = floats::half_rows;
+    /// All tokens over rows of bfloat16; likewise.
+    half_tiles(job: &Job<'_>, panel: &Halves<'_>) = floats::half_tiles;
 }
 
 /// The functions of a level, if this machine has it.
-///
-/// The VNNI and BF16 levels share the tables below them. Their instructions would add a block's
-/// product to an accumulator, but here a block is one multiply-add whose result meets its own scale
-/// at once; they are told apart for `limits`, and for the kernels that will use them.
 pub(crate) fn table(level: Level) -> Option<Table> {
     if !level.is_available() {
         return None;
@@ -106,9 +138,15 @@ pub(crate) fn table(level: Level) -> Option<Table> {
     Some(match level {
         Level::Scalar => scalar::TABLE,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx2Vnni => avx2::TABLE,
+        Level::Avx2 => avx2::TABLE,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => avx512::TABLE,
+        Level::Avx2Vnni => avx2vnni::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => avx512vnni::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => avx512bf16::TABLE,
         #[cfg(not(target_arch = "x86_64"))]
         _ => return None,
     })

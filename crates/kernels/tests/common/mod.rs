@@ -40,7 +40,7 @@ pub(crate) fn dequantized(ty: Type, data: &[u8], len: usize) -> Vec<f32> {
 pub(crate) fn columns(ty: Type) -> Vec<usize> {
     match ty.block_len() {
         1 => vec![1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 100, 257],
-        32 => vec![32, 64, 96, 480, 512, 544, 576],
+        32 => vec![32, 64, 96, 160, 480, 512, 544, 576, 640, 672],
         _ => vec![256, 512, 768, 1024],
     }
 }

@@ -1,0 +1,288 @@
+//! Products of quantised weights with rounded activations: exact integers within a block, f32 over
+//! blocks. `rows` unpacks in registers for one token, `fill` and `tiles` into a panel for many; all
+//! do the same operations on an element in the same order.
+
+use crate::Type;
+use crate::activations::{Rounded, Row};
+use crate::buffer::Buffer;
+use crate::floats::Floats;
+use crate::matmul::{Job, ROWS, put_tile, tiles, tokens_at_once};
+use crate::simd::{LANES, Simd, array};
+use crate::unpack::{self, Format, Group, Layout, Pair, Take, with_format};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Quantised rows for one token, straight from their bytes.
+#[inline(always)]
+pub(crate) fn rows<S: Simd>(s: S, job: &Job<'_>) {
+    with_format!(job.w.ty(), rows_as::<S, _>(s, job));
+}
+
+/// As `rows`, of one format.
+#[inline(always)]
+fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
+    let x = job.x.rounded(F::BLOCK);
+    let (layout, x) = (x.layout, x.row(0));
+    for first in job.rows.clone().step_by(ROWS) {
+        let mut sums = [[s.splat(0.0)]; ROWS];
+        let rows = ROWS.min(job.rows.end - first);
+        for (r, sum) in sums.iter_mut().enumerate().take(rows) {
+            let mut dot = Dot::<S, F> {
+                x,
+                sum: sum[0],
+                step: 0,
+                line: 0,
+                format: PhantomData,
+            };
+            unpack::row::<S, F>(s, layout, job.w.row(first + r), &mut dot);
+            *sum = [dot.sum];
+        }
+        if rows == ROWS {
+            put_tile(s, job, (first, 0), &sums);
+        } else {
+            for (r, sum) in sums.iter().enumerate().take(rows) {
+                put_tile(s, job, (first + r, 0), &[*sum]);
+            }
+        }
+    }
+}
+
+/// Multiplies a row with a token as it is unpacked.
+struct Dot<'a, S: Simd, F> {
+    x: Row<'a>,
+    sum: S::F,
+    step: usize,
+    line: usize,
+    format: PhantomData<F>,
+}
+
+impl<S: Simd, F: Format> Dot<'_, S, F> {
+    /// Adds the products of the next vectors with their scales and offsets.
+    #[inline(always)]
+    fn add(&mut self, s: S, q: &[S::B], scale: S::F, offset: S::F) {
+        let x = &self.x.q[self.line..][..q.len()];
+        let mut ints = s.times(&self.x.ints[self.step], -F::ZERO);
+        for (q, x) in q.iter().zip(x) {
+            ints = s.dot(ints, *q, s.bytes(x));
+        }
+        let scale = s.mul(scale, s.load(&self.x.d[self.step]));
+        self.sum = s.fma(scale, s.float(ints), self.sum);
+        if F::OFFSET {
+            self.sum = s.fma(offset, s.load(&self.x.sums[self.step]), self.sum);
+        }
+        self.line += q.len();
+        self.step += 1;
+    }
+}
+
+impl<S: Simd, F: Format> Take<S> for Dot<'_, S, F> {
+    #[inline(always)]
+    fn group(&mut self, s: S, group: Group<S>) {
+        self.add(s, &group.q[..F::BLOCK / 4], group.scale, group.offset);
+    }
+
+    #[inline(always)]
+    fn pair(&mut self, s: S, pair: Pair<S>) {
+        self.add(s, &[pair.q], pair.scale, pair.offset);
+    }
+}
+
+/// Unpacked rows, filled up to a multiple of `ROWS` with anything. Four rows lie together:
+/// `q [rows / 4][lines][4]`, `scale` and `offset` `[rows / 4][steps][4]`.
+pub(crate) struct Panel<'a> {
+    rows: Range<usize>,
+    layout: Layout,
+    /// What is subtracted from each byte.
+    zero: i32,
+    offsets: bool,
+    q: &'a mut [[[u8; 64]; ROWS]],
+    scale: &'a mut [[[f32; LANES]; ROWS]],
+    offset: &'a mut [[[f32; LANES]; ROWS]],
+}
+
+impl<'a> Panel<'a> {
+    /// Room for some rows.
+    pub(crate) fn new(
+        rows: Range<usize>,
+        layout: Layout,
+        q: &'a mut Buffer<u8>,
+        scales: &'a mut Buffer<f32>,
+    ) -> Panel<'a> {
+        let fours = rows.len().div_ceil(ROWS);
+        let (lines, steps) = (fours * layout.lines(), fours * layout.steps());
+        let scales = scales.ensure(2 * steps * ROWS * LANES);
+        let scales = scales.as_chunks_mut().0.as_chunks_mut().0;
+        let (scale, offset) = scales.split_at_mut(steps);
+        let q = q.ensure(lines * ROWS * 64);
+        Panel {
+            rows,
+            layout,
+            zero: 0,
+            offsets: false,
+            q: q.as_chunks_mut().0.as_chunks_mut().0,
+            scale,
+            offset,
+        }
+    }
+}
+
+/// Unpacks the rows of a panel.
+#[inline(always)]
+pub(crate) fn fill<S: Simd>(s: S, job: &Job<'_>, panel: &mut Panel<'_>) {
+    with_format!(job.w.ty(), fill_as::<S, _>(s, job, panel));
+}
+
+/// As `fill`, of one format.
+#[inline(always)]
+fn fill_as<S: Simd, F: Format>(s: S, job: &Job<'_>, panel: &mut Panel<'_>) {
+    panel.zero = F::ZERO;
+    panel.offsets = F::OFFSET;
+    let (lines, steps) = (panel.layout.lines(), panel.layout.steps());
+    for (r, row) in panel.rows.clone().enumerate() {
+        let mut to = Keep::<F> {
+            q: &mut panel.q[r / ROWS * lines..][..lines],
+            scale: &mut panel.scale[r / ROWS * steps..][..steps],
+            offset: &mut panel.offset[r / ROWS * steps..][..steps],
+            row: r % ROWS,
+            line: 0,
+            step: 0,
+            format: PhantomData,
+        };
+        unpack::row::<S, F>(s, panel.layout, job.w.row(row), &mut to);
+    }
+}
+
+/// Stores a row as it is unpacked, in its place among four.
+struct Keep<'a, F> {
+    q: &'a mut [[[u8; 64]; ROWS]],
+    scale: &'a mut [[[f32; LANES]; ROWS]],
+    offset: &'a mut [[[f32; LANES]; ROWS]],
+    row: usize,
+    line: usize,
+    step: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Keep<'_, F> {
+    #[inline(always)]
+    fn put<S: Simd>(&mut self, s: S, q: &[S::B], scale: S::F, offset: S::F) {
+        for (q, to) in q.iter().zip(&mut self.q[self.line..][..q.len()]) {
+            s.store_bytes(*q, &mut to[self.row]);
+        }
+        s.store(scale, &mut self.scale[self.step][self.row]);
+        s.store(offset, &mut self.offset[self.step][self.row]);
+        self.line += q.len();
+        self.step += 1;
+    }
+}
+
+impl<S: Simd, F: Format> Take<S> for Keep<'_, F> {
+    #[inline(always)]
+    fn group(&mut self, s: S, group: Group<S>) {
+        self.put(s, &group.q[..F::BLOCK / 4], group.scale, group.offset);
+    }
+
+    #[inline(always)]
+    fn pair(&mut self, s: S, pair: Pair<S>) {
+        self.put(s, &[pair.q], pair.scale, pair.offset);
+    }
+}
+
+/// The panel's weights as floats, in their order: the values of `dequantize`.
+#[inline(always)]
+pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) {
+    let (layout, block) = (panel.layout, 4 * panel.layout.vectors);
+    let (lines, steps) = (layout.lines(), layout.steps());
+    let rows = to.rows.chunks_exact_mut(to.len);
+    for (r, to) in rows.enumerate().take(panel.rows.len()) {
+        let (four, r) = (r / ROWS, r % ROWS);
+        let q = &panel.q[four * lines..][..lines];
+        let scale = &panel.scale[four * steps..][..steps];
+        let offset = &panel.offset[four * steps..][..steps];
+        for (b, to) in to.as_flattened_mut().chunks_exact_mut(block).enumerate() {
+            let (g, b) = (b / LANES, b % LANES);
+            let pair = g == layout.groups;
+            let step = if pair { g + b / 2 } else { g };
+            for (i, four) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let (line, lane) = if pair {
+                    (g * layout.vectors + b / 2, b % 2 * 8 + i)
+                } else {
+                    (g * layout.vectors + i, b % 4 * 4 + b / 4)
+                };
+                let word: [u8; 4] = q[line][r].as_chunks().0[lane];
+                let (scale, offset) = (scale[step][r][lane], offset[step][r][lane]);
+                for (to, byte) in four.iter_mut().zip(word) {
+                    *to = (i32::from(byte) - panel.zero) as f32 * scale + offset;
+                }
+            }
+        }
+    }
+}
+
+/// All tokens over a panel.
+#[inline(always)]
+pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>) {
+    let rows = panel.rows.len().next_multiple_of(ROWS);
+    let fit = tokens_at_once(64 * panel.layout.lines());
+    let rounded = job.x.rounded(4 * panel.layout.vectors);
+    tiles!(S, rows, job.x.n, fit, tile::<_>, s, job, panel, rounded);
+}
+
+/// R rows by T tokens of integer products with scales and offsets.
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    job: &Job<'_>,
+    panel: &Panel<'_>,
+    rounded: &Rounded,
+    row: usize,
+    token: usize,
+) {
+    let (layout, r0) = (panel.layout, row % ROWS);
+    let (lines, steps) = (layout.lines(), layout.steps());
+    let x: [Row<'_>; T] = array(|t| rounded.row(token + t));
+    let q = &panel.q[row / ROWS * lines..][..lines];
+    let scale = &panel.scale[row / ROWS * steps..][..steps];
+    let offset = &panel.offset[row / ROWS * steps..][..steps];
+    let mut sums = [[s.splat(0.0); T]; R];
+    let mut line = 0;
+    for step in 0..steps {
+        let vectors = if step < layout.groups {
+            layout.vectors
+        } else {
+            1
+        };
+        let q = &q[line..][..vectors];
+        let xq: [&[_]; T] = array(|t| &x[t].q[line..][..vectors]);
+        line += vectors;
+        let start: [_; T] = array(|t| s.times(&x[t].ints[step], -panel.zero));
+        let mut ints = [start; R];
+        // A loop of few instructions, whose sums stay in registers.
+        for v in 0..vectors {
+            let x: [_; T] = array(|t| s.bytes(&xq[t][v]));
+            for r in 0..R {
+                let q = s.bytes(&q[v][r0 + r]);
+                for t in 0..T {
+                    ints[r][t] = s.dot(ints[r][t], q, x[t]);
+                }
+            }
+        }
+        let d: [_; T] = array(|t| s.load(&x[t].d[step]));
+        for r in 0..R {
+            let scale = s.load(&scale[step][r0 + r]);
+            for t in 0..T {
+                sums[r][t] = s.fma(s.mul(scale, d[t]), s.float(ints[r][t]), sums[r][t]);
+            }
+        }
+        if panel.offsets {
+            let xs: [_; T] = array(|t| s.load(&x[t].sums[step]));
+            for r in 0..R {
+                let offset = s.load(&offset[step][r0 + r]);
+                for t in 0..T {
+                    sums[r][t] = s.fma(offset, xs[t], sums[r][t]);
+                }
+            }
+        }
+    }
+    put_tile(s, job, (panel.rows.start + row, token), &sums);
+}
