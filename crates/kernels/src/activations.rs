@@ -342,13 +342,41 @@ fn round_blocks<S: Simd, const BLOCK: usize>(
             let largest = s.largest(s.max(magnitude(values[0]), magnitude(values[1])));
             // Zero times a number is zero, times anything else NaN.
             let poison = s.sum(s.fma(values[0], zero, s.mul(values[1], zero)));
-            let tiny = largest < TINY;
-            *scale = if tiny { 0.0 } else { largest / Q_MAX } + poison;
-            let inverse = s.splat(if tiny { 0.0 } else { Q_MAX / largest });
+            let steps = if largest < TINY {
+                0.0
+            } else {
+                best_steps(s, &values[..per], largest)
+            };
+            *scale = if steps == 0.0 { 0.0 } else { largest / steps } + poison;
+            let inverse = s.splat(if steps == 0.0 { 0.0 } else { steps / largest });
             for i in 0..per {
                 rounded[b * per + i] = s.round(s.mul(values[i], inverse));
             }
         }
         s.store_bytes(s.to_bytes(rounded), bytes);
     }
+}
+
+/// Into how many steps the largest magnitude is best divided, 127 or a few less: the number whose
+/// rounding of the block has the least square error (about a sixth less than 127 always has).
+#[inline(always)]
+fn best_steps<S: Simd>(s: S, values: &[S::F], largest: f32) -> f32 {
+    let mut best = (f32::INFINITY, Q_MAX);
+    for first in [0.0, 4.0] {
+        let steps = four!(|i| Q_MAX - first - i as f32);
+        let mut errors = [s.splat(0.0); 4];
+        for (error, steps) in errors.iter_mut().zip(steps) {
+            let (inverse, scale) = (s.splat(steps / largest), s.splat(-largest / steps));
+            for x in values {
+                let off = s.fma(s.round(s.mul(*x, inverse)), scale, *x);
+                *error = s.fma(off, off, *error);
+            }
+        }
+        for (error, steps) in s.sum4(errors).into_iter().zip(steps) {
+            if error < best.0 {
+                best = (error, steps);
+            }
+        }
+    }
+    best.1
 }

@@ -29,7 +29,7 @@ struct Exact {
     sum: f64,
     /// Sum of the terms' magnitudes.
     size: f64,
-    /// Per block of activations, half a step of 1/127 of the largest times the weights' magnitudes.
+    /// Per block of activations, half a step of at most 1/120 of the largest times the weights' magnitudes.
     steps: f64,
 }
 
@@ -53,7 +53,7 @@ fn exact(ty: Type, w: &[f32], x: &[f32], cols: usize) -> Vec<Exact> {
                     let term = f64::from(*w) * f64::from(*x);
                     e.sum += term;
                     e.size += term.abs();
-                    e.steps += f64::from(w.abs()) * largest / 254.0;
+                    e.steps += f64::from(w.abs()) * largest / 240.0;
                 }
             }
             out.push(e);

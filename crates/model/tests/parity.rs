@@ -176,6 +176,7 @@ fn quantised_models_match_transformers() {
         for compute in [Compute::F32, Compute::Fast] {
             let w = open(&format!("{name}.gguf"), compute);
             let vocab = w.config.vocab;
+            let mut total = 0.0;
             for (s, bound) in expected.sequences().iter().zip(bounds) {
                 let ids = expected.ids(&format!("{s}.input_ids"));
                 let want = expected.f32(&format!("{s}.transformers.logits"));
@@ -192,21 +193,37 @@ fn quantised_models_match_transformers() {
                         let want = expected.ids(&format!("{s}.transformers.greedy"));
                         assert_eq!(greedy(&w, &ids, want.len()), want, "{what}");
                     }
-                    // No further from transformers than llama.cpp is, with its 8-bit activations.
+                    // At llama.cpp's own steps no further from f32 than llama.cpp is, whose
+                    // activations have 8 bits too: chance may decide single sequences.
                     Compute::Fast => {
-                        let got = logits(&w, &ids, ids.len(), &mut ());
-                        let rows = got.chunks(vocab).zip(want.chunks(vocab));
+                        let own = expected.ids(&format!("{s}.llama_cpp.greedy"));
+                        let theirs = expected.f32(&format!("{s}.llama_cpp.logprobs"));
+                        let all = [ids.clone(), own].concat();
+                        let all = &all[..ids.len() + theirs.len() / vocab - 1];
+                        let reference = open(&format!("{name}.gguf"), Compute::F32);
+                        let got = logits(&w, all, all.len(), &mut ());
+                        let want = logits(&reference, all, all.len(), &mut ());
+                        let from = (ids.len() - 1) * vocab;
+                        let rows = got[from..].chunks(vocab).zip(want[from..].chunks(vocab));
                         let worst = rows
-                            .map(|(g, w)| max_difference(&log_softmax(g), &log_softmax(w)))
+                            .zip(theirs.chunks(vocab))
+                            .filter(|(_, theirs)| !theirs[0].is_nan())
+                            .map(|((g, w), _)| max_difference(&log_softmax(g), &log_softmax(w)))
                             .fold(0.0, f32::max);
                         assert!(
-                            worst <= *bound,
+                            worst <= 1.05 * *bound,
                             "{what}: {worst} is above llama.cpp's {bound}"
                         );
                         eprintln!("{what}: {worst} (llama.cpp {bound})");
+                        total += worst;
                     }
                 }
             }
+            let theirs: f32 = bounds.iter().sum();
+            assert!(
+                total <= 1.01 * theirs,
+                "{name}: {total}, llama.cpp {theirs}"
+            );
         }
     }
 }
