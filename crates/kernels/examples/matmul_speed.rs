@@ -32,7 +32,7 @@ fn main() {
             println!("  bf16        {:8.1?} GOP/s", limits::bf16_gflops(&k));
             println!("  int8        {:8.1?} GOP/s", limits::int8_gops(&k));
         }
-        for (rows, cols) in [(2048, 2048), (1536, 576)] {
+        for (rows, cols) in [(2048, 2048), (2048, 8192), (1536, 576)] {
             println!("  [{rows}, {cols}]   n = 1 GB/s  (GOP/s)   n = 512 GOP/s");
             for ty in types {
                 let cols = cols.max(ty.block_len()) / ty.block_len() * ty.block_len();

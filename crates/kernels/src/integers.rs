@@ -6,7 +6,7 @@ use crate::Type;
 use crate::activations::{Rounded, Row};
 use crate::buffer::Buffer;
 use crate::floats::Floats;
-use crate::matmul::{Job, ROWS, put_tile, tiles, tokens_at_once};
+use crate::matmul::{Job, ROWS, put_tile};
 use crate::simd::{LANES, Simd, array};
 use crate::unpack::{self, Format, Group, Layout, Pair, Take, with_format};
 use std::marker::PhantomData;
@@ -219,70 +219,146 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
     }
 }
 
-/// All tokens over a panel.
-#[inline(always)]
-pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>) {
-    let rows = panel.rows.len().next_multiple_of(ROWS);
-    let fit = tokens_at_once(64 * panel.layout.lines());
-    let rounded = job.x.rounded(4 * panel.layout.vectors);
-    tiles!(S, rows, job.x.n, fit, tile::<_>, s, job, panel, rounded);
-}
+/// Groups of vectors of a row that are multiplied before the next row's turn comes: of a few tokens
+/// and four rows so much stays in the nearest cache.
+const NEAR_LINES: usize = 32;
+/// Tokens that share a visit of the nearest cache; a multiple of every tile's.
+const NEAR_TOKENS: usize = 12;
 
-/// R rows by T tokens of integer products with scales and offsets.
+/// All tokens over a panel: some tokens, for them some columns, for these all rows.
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const T: usize>(
-    s: S,
-    job: &Job<'_>,
-    panel: &Panel<'_>,
-    rounded: &Rounded,
-    row: usize,
-    token: usize,
-) {
-    let (layout, r0) = (panel.layout, row % ROWS);
-    let (lines, steps) = (layout.lines(), layout.steps());
-    let x: [Row<'_>; T] = array(|t| rounded.row(token + t));
-    let q = &panel.q[row / ROWS * lines..][..lines];
-    let scale = &panel.scale[row / ROWS * steps..][..steps];
-    let offset = &panel.offset[row / ROWS * steps..][..steps];
-    let mut sums = [[s.splat(0.0); T]; R];
-    let mut line = 0;
-    for step in 0..steps {
-        let vectors = if step < layout.groups {
-            layout.vectors
-        } else {
-            1
-        };
-        let q = &q[line..][..vectors];
-        let xq: [&[_]; T] = array(|t| &x[t].q[line..][..vectors]);
-        line += vectors;
-        let start: [_; T] = array(|t| s.times(&x[t].ints[step], -panel.zero));
-        let mut ints = [start; R];
-        // A loop of few instructions, whose sums stay in registers.
-        for v in 0..vectors {
-            let x: [_; T] = array(|t| s.bytes(&xq[t][v]));
-            for r in 0..R {
-                let q = s.bytes(&q[v][r0 + r]);
-                for t in 0..T {
-                    ints[r][t] = s.dot(ints[r][t], q, x[t]);
+pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut [[f32; LANES]]) {
+    let layout = panel.layout;
+    let rows = panel.rows.len().next_multiple_of(ROWS);
+    let groups = (NEAR_LINES / layout.vectors).min(layout.groups).max(1);
+    let n = job.x.n;
+    for first in (0..n).step_by(NEAR_TOKENS) {
+        let end = n.min(first + NEAR_TOKENS);
+        let mut step = 0;
+        while step < layout.steps() {
+            let next = step + groups;
+            let next = if next >= layout.groups {
+                layout.steps()
+            } else {
+                next
+            };
+            let part = Part {
+                job,
+                panel,
+                rounded: job.x.rounded(4 * layout.vectors),
+                steps: step..next,
+                last: next == layout.steps(),
+            };
+            let mut place = 0;
+            for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
+                let mut t = first;
+                while t < end {
+                    let to = &mut sums[place..];
+                    t += match (S::WIDE, end - t) {
+                        (true, 4..) => part.tile::<S, 4, 4>(s, (row, t), to),
+                        (true, 2..) => part.tile::<S, 4, 2>(s, (row, t), to),
+                        (true, _) => part.tile::<S, 4, 1>(s, (row, t), to),
+                        (false, 2..) => part.tile::<S, 2, 2>(s, (row, t), to),
+                        (false, _) => part.tile::<S, 2, 1>(s, (row, t), to),
+                    };
+                    place += 16;
                 }
             }
-        }
-        let d: [_; T] = array(|t| s.load(&x[t].d[step]));
-        for r in 0..R {
-            let scale = s.load(&scale[step][r0 + r]);
-            for t in 0..T {
-                sums[r][t] = s.fma(s.mul(scale, d[t]), s.float(ints[r][t]), sums[r][t]);
-            }
-        }
-        if panel.offsets {
-            let xs: [_; T] = array(|t| s.load(&x[t].sums[step]));
-            for r in 0..R {
-                let offset = s.load(&offset[step][r0 + r]);
-                for t in 0..T {
-                    sums[r][t] = s.fma(offset, xs[t], sums[r][t]);
-                }
-            }
+            step = next;
         }
     }
-    put_tile(s, job, (panel.rows.start + row, token), &sums);
+}
+
+/// Room for the sums of `tiles` between their visits, for a panel of `rows` rows.
+pub(crate) fn sums(rows: usize, to: &mut Buffer<f32>) -> &mut [[f32; LANES]] {
+    // At most one tile of 16 sums for two rows and one token each.
+    let tiles = rows.div_ceil(2) * NEAR_TOKENS;
+    to.ensure(tiles * 16 * LANES).as_chunks_mut().0
+}
+
+/// Some steps of all rows of a panel.
+struct Part<'a> {
+    job: &'a Job<'a>,
+    panel: &'a Panel<'a>,
+    rounded: &'a Rounded,
+    steps: Range<usize>,
+    /// Whether these are the last steps.
+    last: bool,
+}
+
+impl Part<'_> {
+    /// R rows by T tokens of integer products with scales and offsets; goes on from `kept` unless it
+    /// begins, and leaves its sums there unless it ends. Returns T.
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        (row, token): (usize, usize),
+        kept: &mut [[f32; LANES]],
+    ) -> usize {
+        let (panel, layout, r0) = (self.panel, self.panel.layout, row % ROWS);
+        let (lines, steps) = (layout.lines(), layout.steps());
+        let x: [Row<'_>; T] = array(|t| self.rounded.row(token + t));
+        let q = &panel.q[row / ROWS * lines..][..lines];
+        let scale = &panel.scale[row / ROWS * steps..][..steps];
+        let offset = &panel.offset[row / ROWS * steps..][..steps];
+        let kept = &mut kept[..R * T];
+        let mut sums = [[s.splat(0.0); T]; R];
+        if self.steps.start > 0 {
+            for r in 0..R {
+                for t in 0..T {
+                    sums[r][t] = s.load(&kept[r * T + t]);
+                }
+            }
+        }
+        let mut line = self.steps.start * layout.vectors;
+        for step in self.steps.clone() {
+            let vectors = if step < layout.groups {
+                layout.vectors
+            } else {
+                1
+            };
+            let q = &q[line..][..vectors];
+            let xq: [&[_]; T] = array(|t| &x[t].q[line..][..vectors]);
+            line += vectors;
+            let start: [_; T] = array(|t| s.times(&x[t].ints[step], -panel.zero));
+            let mut ints = [start; R];
+            // A loop of few instructions, whose sums stay in registers.
+            for v in 0..vectors {
+                let x: [_; T] = array(|t| s.bytes(&xq[t][v]));
+                for r in 0..R {
+                    let q = s.bytes(&q[v][r0 + r]);
+                    for t in 0..T {
+                        ints[r][t] = s.dot(ints[r][t], q, x[t]);
+                    }
+                }
+            }
+            let d: [_; T] = array(|t| s.load(&x[t].d[step]));
+            for r in 0..R {
+                let scale = s.load(&scale[step][r0 + r]);
+                for t in 0..T {
+                    sums[r][t] = s.fma(s.mul(scale, d[t]), s.float(ints[r][t]), sums[r][t]);
+                }
+            }
+            if panel.offsets {
+                let xs: [_; T] = array(|t| s.load(&x[t].sums[step]));
+                for r in 0..R {
+                    let offset = s.load(&offset[step][r0 + r]);
+                    for t in 0..T {
+                        sums[r][t] = s.fma(offset, xs[t], sums[r][t]);
+                    }
+                }
+            }
+        }
+        if self.last {
+            put_tile(s, self.job, (panel.rows.start + row, token), &sums);
+        } else {
+            for r in 0..R {
+                for t in 0..T {
+                    s.store(sums[r][t], &mut kept[r * T + t]);
+                }
+            }
+        }
+        T
+    }
 }

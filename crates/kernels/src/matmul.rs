@@ -18,7 +18,7 @@ use crate::Matrix;
 use crate::activations::{Activations, Form};
 use crate::buffer::{Scratch, Shared};
 use crate::floats::{Floats, Halves};
-use crate::integers::Panel;
+use crate::integers::{self, Panel};
 use crate::simd::table::Table;
 use crate::simd::{Simd, array};
 use crate::unpack::{self, Layout};
@@ -60,9 +60,10 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
             Form::Rounded(_) if n == 1 => (table.integer_rows)(job),
             Form::Rounded(block) => {
                 for rows in panels(job, cols) {
-                    let mut panel = Panel::new(rows, Layout::new(block, cols), bytes, scales);
+                    let layout = Layout::new(block, cols);
+                    let mut panel = Panel::new(rows.clone(), layout, bytes, scales);
                     (table.integer_panel)(job, &mut panel);
-                    (table.integer_tiles)(job, &panel);
+                    (table.integer_tiles)(job, &panel, integers::sums(rows.len(), floats));
                 }
             }
             Form::Halves if n == 1 => (table.half_rows)(job),

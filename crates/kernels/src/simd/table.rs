@@ -123,7 +123,7 @@ algorithms! {
     /// Quantised rows of a product with one token.
     integer_rows(job: &Job<'_>) = integers::rows;
     /// All tokens over unpacked rows.
-    integer_tiles(job: &Job<'_>, panel: &Panel<'_>) = integers::tiles;
+    integer_tiles(job: &Job<'_>, panel: &Panel<'_>, sums: &mut [[f32; 16]]) = integers::tiles;
     /// Rows of bfloat16 with one token; only for the level that multiplies such pairs.
     half_rows(job: &Job<'_>) = floats::half_rows;
     /// All tokens over rows of bfloat16; likewise.
