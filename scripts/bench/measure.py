@@ -113,6 +113,17 @@ def equal_states(a, b):
     return a["state"] == b["state"] in ("near", "far")
 
 
+def ask(engine, work, setting, measures):
+    """What an engine answers; an answer that cannot be read is a missing one."""
+    try:
+        values = engine.measure(work, setting, measures)
+    except (ValueError, KeyError, IndexError) as reason:
+        raise Missing(f"its output cannot be read: {reason!r}"[:200]) from None
+    if not all(values.get(m, 0) > 0 for m in measures):
+        raise Missing("its output holds no result")
+    return values
+
+
 def find_pair(ours, theirs, any_state):
     """The latest two measurements, one of each, that may be compared."""
     for mine in reversed(ours):
@@ -140,7 +151,7 @@ class Turns:
         for measure in self.work.measures:
             by_setting.setdefault(self.settings.get((engine.name, measure), ()), []).append(measure)
         for setting, measures in by_setting.items():
-            values |= engine.measure(self.work, setting, tuple(measures))
+            values |= ask(engine, self.work, setting, tuple(measures))
         self.last = self.probe.take()
         done = {
             "engine": engine.name,
@@ -176,7 +187,7 @@ class Turns:
             tried, reasons = [], []
             for setting in settings:
                 try:
-                    tried.append((setting, peer.measure(self.work, setting, self.work.measures)))
+                    tried.append((setting, ask(peer, self.work, setting, self.work.measures)))
                 except Missing as reason:
                     reasons.append(f"{' '.join(setting)}: {reason}")
             if not tried:
