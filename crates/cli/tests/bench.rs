@@ -121,9 +121,32 @@ fn a_test_of_no_tokens_is_left_out() {
 }
 
 #[test]
+fn limits_alone() {
+    let answer = puna(&[
+        "bench", "-p", "0", "-n", "0", "--limits", "--format", "json",
+    ])
+    .json();
+    assert_eq!(answer["results"].as_array().map(Vec::len), Some(0));
+    let limits = &answer["limits"];
+    assert!(number(&limits["read_gbps"]) > 0.1 && number(&limits["f32_gflops"]) > 0.1);
+    let far = &limits["ping_pong_ns"];
+    assert!(far.is_null() || number(far) > 0.0, "{limits}");
+    let text = puna(&["bench", "-p", "0", "-n", "0", "--limits"])
+        .succeeded()
+        .text();
+    assert!(
+        text.contains("limits: read") && !text.contains("tokens/s"),
+        "{text}"
+    );
+}
+
+#[test]
 fn refusals() {
     let model = fixture("gguf/llama3.f32.gguf");
     puna(&["bench", &model, "-p", "0", "-n", "0"]).failed(2, "nothing to measure");
+    puna(&["bench", &model, "-p", "0", "-n", "0", "--limits"]).failed(2, "nothing to measure");
+    puna(&["bench", &model, "--type", "Q8_0"]).failed(2, "a model has its own");
+    puna(&["bench", "--type", "Q8_0"]).failed(2, "--shape");
     puna(&["bench", "--shape", "llama-9"]).failed(2, "llama-9");
     puna(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]).failed(2, "Q9");
     puna(&["bench", &model, "--repeat", "0"]).failed(2, "at least 1");

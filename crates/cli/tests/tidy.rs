@@ -54,6 +54,7 @@ fn sources() -> Vec<(String, String)> {
             if kind.is_dir() && !SKIPPED.iter().any(|skipped| name == *skipped) {
                 open.push(path);
             } else if kind.is_file()
+                && name != ".git" // a file in a work tree: git's own
                 && let Ok(text) = fs::read_to_string(&path)
             {
                 let inside = path.strip_prefix(&root).expect("walked from the root");

@@ -5,7 +5,8 @@ use crate::pool::Pool;
 use crate::simd::Simd;
 use crate::{Kernels, Level};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Repetitions of a measurement, of which the best counts.
 const TRIES: usize = 5;
@@ -82,6 +83,67 @@ pub fn int8_gops(k: &Kernels) -> Option<f64> {
     }
     let _ = k;
     None
+}
+
+/// Nanoseconds that a cache line takes from one core to another, one way: two threads answer each
+/// other through one word. Median of many short series; `None` if the process has one core only or
+/// the two never ran at the same time. It tells where the host has put two virtual
+/// cores, on which bandwidth and the price of a barrier depend.
+pub fn ping_pong_ns() -> Option<f64> {
+    // Short ones, so that on a busy machine most lie between two interruptions.
+    const EXCHANGES: u32 = 50;
+    const BATCHES: usize = 250;
+    /// Turns of a waiting loop between two looks at the clock.
+    const PATIENCE: u32 = 1 << 12;
+    #[repr(align(128))]
+    struct Line(AtomicU32);
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return None;
+    }
+    let (ball, over) = (Line(AtomicU32::new(0)), AtomicBool::new(false));
+    let give_up = Instant::now() + Duration::from_millis(300);
+    // Until the ball is `n`, or the time is up.
+    let wait = |n: u32| {
+        for turn in 1_u32.. {
+            if ball.0.load(Ordering::Acquire) == n {
+                return true;
+            }
+            if turn % PATIENCE == 0 && (over.load(Ordering::Relaxed) || Instant::now() > give_up) {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    };
+    // Even numbers are served, odd ones come back.
+    let last = EXCHANGES * BATCHES as u32;
+    let mut batches: Vec<f64> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..last {
+                if !wait(2 * n + 1) {
+                    return;
+                }
+                ball.0.store(2 * n + 2, Ordering::Release);
+            }
+        });
+        let mut batches = Vec::with_capacity(BATCHES);
+        let mut began = Instant::now();
+        for n in 0..last {
+            ball.0.store(2 * n + 1, Ordering::Release);
+            if !wait(2 * n + 2) {
+                break;
+            }
+            if (n + 1) % EXCHANGES == 0 {
+                let now = Instant::now();
+                batches.push((now - began).as_secs_f64() * 1e9 / f64::from(2 * EXCHANGES));
+                began = now;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        batches
+    });
+    batches.sort_by(f64::total_cmp);
+    batches.get(batches.len() / 2).copied()
 }
 
 /// Seconds of the fastest of a few runs.

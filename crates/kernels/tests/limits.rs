@@ -23,3 +23,11 @@ fn limits_are_positive_and_in_order() {
         assert!(read > 0.0 && read.is_finite(), "{bytes}: {read}");
     }
 }
+
+#[test]
+fn a_cache_line_goes_from_core_to_core() {
+    // Beside other work the two threads may never meet.
+    if let Some(ns) = limits::ping_pong_ns() {
+        assert!(ns > 0.1 && ns < 1e8, "{ns}");
+    }
+}

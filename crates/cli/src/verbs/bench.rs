@@ -48,6 +48,8 @@ struct Machine {
 #[derive(Serialize, Clone, Copy)]
 struct Limits {
     read_gbps: f64,
+    /// A cache line's way from core to core, before the first test.
+    ping_pong_ns: Option<f64>,
     f32_gflops: f64,
     bf16_gflops: Option<f64>,
     int8_gops: Option<f64>,
@@ -86,10 +88,7 @@ struct Spread {
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     if args.prompt == 0 && args.generate == 0 {
-        return Err(usage(
-            "both -p and -n are 0: there is nothing to measure",
-            "try `puna bench`",
-        ));
+        return only_limits(args);
     }
     let subject = Subject::open(args)?;
     let mut bench = Bench::new(args, &subject)?;
@@ -127,6 +126,27 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     out::print(args.format.format, &report, || table(&report))
 }
 
+/// `-p 0 -n 0 --limits`: this machine alone, in about a second.
+fn only_limits(args: &BenchArgs) -> Result<()> {
+    if !args.limits || args.model.is_some() || args.shape.is_some() {
+        return Err(usage(
+            "both -p and -n are 0: there is nothing to measure",
+            "try `puna bench`; `puna bench -p 0 -n 0 --limits` measures the machine alone",
+        ));
+    }
+    let kernels = load::kernels(&args.load.machine)?;
+    let limits = Limits {
+        read_gbps: limits::read_gbps(&kernels, PROBE_BYTES),
+        ..Limits::arithmetic(&kernels)
+    };
+    let report = Report {
+        machine: this_machine(&kernels),
+        limits: Some(limits),
+        results: Vec::new(),
+    };
+    out::print(args.format.format, &report, || table(&report))
+}
+
 /// What is measured.
 struct Subject {
     name: String,
@@ -138,6 +158,13 @@ struct Subject {
 impl Subject {
     fn open(args: &BenchArgs) -> Result<Subject> {
         let Some(name) = &args.shape else {
+            // clap's `requires` looks away once MODEL, which excludes --shape, is given.
+            if args.ty.is_some() {
+                return Err(usage(
+                    "--type chooses the storage of a --shape; a model has its own",
+                    "leave --type out, or give --shape NAME",
+                ));
+            }
             let loaded = load::weights(args.model.as_deref(), &args.load)?;
             let ty = loaded
                 .weights
@@ -366,8 +393,9 @@ impl<'a> Bench<'a> {
 
     fn prompt(&mut self, n: usize, limits: Option<&Limits>) -> Result<Row> {
         let (test, depth) = (format!("pp{n}"), self.args.depth);
-        let all = move |b: &mut Self| b.read(depth, n, Rows::Last);
-        let speed = self.time(&test, n, all, all)?;
+        let read = |n| move |b: &mut Self| b.read(depth, n, Rows::Last);
+        // A pass as large as the timed ones warms all that they use.
+        let speed = self.time(&test, n, read(n.min(CHUNK)), read(n))?;
         let mut row = self.row(test, speed);
         if let Some(limits) = limits {
             let gops = self.operations(n) * row.tokens_per_second.median / 1e9;
@@ -378,14 +406,13 @@ impl<'a> Bench<'a> {
     }
 
     /// Multiplications and additions for each token of a prompt of `n`: two for each weight of the
-    /// blocks, the head once a prompt, and attention's two products over the keys seen on average.
+    /// blocks, and the head once a prompt. Attention, which is other arithmetic, is not counted.
     fn operations(&self, n: usize) -> f64 {
         let c = &self.subject.weights.config;
         let table = (c.vocab * c.hidden) as f64;
         let tables = if c.tied { table } else { 2.0 * table };
         let blocks = c.parameters() as f64 - tables;
-        let keys = self.args.depth as f64 + n as f64 / 2.0;
-        2.0 * (blocks + table / n as f64) + 4.0 * keys * (c.layers * c.q_dim()) as f64
+        2.0 * (blocks + table / n as f64)
     }
 
     fn generate(&mut self, n: usize) -> Result<Row> {
@@ -432,6 +459,7 @@ impl Limits {
     fn arithmetic(kernels: &Kernels) -> Limits {
         Limits {
             read_gbps: 0.0,
+            ping_pong_ns: limits::ping_pong_ns(),
             f32_gflops: limits::f32_gflops(kernels),
             bf16_gflops: limits::bf16_gflops(kernels),
             int8_gops: limits::int8_gops(kernels),
@@ -442,8 +470,8 @@ impl Limits {
     fn of(&self, weights: &Weights) -> f64 {
         let ty = weights.types().first().map_or(Type::F32, |&(ty, _)| ty);
         let other = match (weights.kernels().compute(), ty) {
-            (Compute::F32, _) | (_, Type::F32) => None,
-            (_, Type::F16 | Type::BF16) => self.bf16_gflops,
+            (Compute::F32, _) | (_, Type::F32 | Type::F16) => None,
+            (_, Type::BF16) => self.bf16_gflops,
             _ => self.int8_gops,
         };
         other.unwrap_or(self.f32_gflops)
@@ -473,13 +501,19 @@ fn table(report: &Report) -> String {
     if let Some(l) = &report.limits {
         let more =
             |name: &str, x: Option<f64>| x.map_or(String::new(), |x| format!(", {name} {x:.0}"));
+        let far = l
+            .ping_pong_ns
+            .map_or(String::new(), |ns| format!(", core to core {ns:.0} ns"));
         text.push_str(&format!(
-            "limits: read {:.1} GB/s, f32 {:.0} GFLOP/s{}{}\n",
+            "limits: read {:.1} GB/s, f32 {:.0} GFLOP/s{}{}{far}\n",
             l.read_gbps,
             l.f32_gflops,
             more("bf16", l.bf16_gflops),
             more("int8", l.int8_gops)
         ));
+    }
+    if report.results.is_empty() {
+        return text.trim_end().to_owned();
     }
     let width = report
         .results
