@@ -108,6 +108,11 @@ impl Sampler {
         }
     }
 
+    /// Takes over the state of another sampler with the same parameters.
+    pub(crate) fn follow(&mut self, other: &Sampler) {
+        self.mirostat.clone_from(&other.mirostat);
+    }
+
     fn punish_repetition(&mut self, history: &[u32]) {
         let p = &self.params;
         filters::penalties(
