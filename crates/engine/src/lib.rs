@@ -24,6 +24,7 @@ mod params;
 mod perplexity;
 pub mod random;
 pub mod sampler;
+mod scan;
 mod score;
 mod session;
 mod speculate;

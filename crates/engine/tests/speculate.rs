@@ -232,8 +232,8 @@ fn proptest_model(name: &str, cases: u32) {
     ran.unwrap();
     let sum = sum.get();
     // Both ends of the walk were met.
-    assert!(sum.accepted > 50, "{sum:?}");
-    assert!(sum.drafted - sum.accepted > 50, "{sum:?}");
+    assert!(sum.accepted > 5, "{sum:?}");
+    assert!(sum.drafted - sum.accepted > 5, "{sum:?}");
 }
 
 #[test]
@@ -388,5 +388,5 @@ fn the_real_models_answers_are_the_same() {
         sum.drafted += drafts.drafted;
         sum.accepted += drafts.accepted;
     }
-    assert!(sum.accepted > 50, "{sum:?}");
+    assert!(sum.accepted > 5, "{sum:?}");
 }
