@@ -253,8 +253,7 @@ struct Track {
 const TRACKS: usize = 7;
 const HELPER: usize = TRACKS - 1;
 
-/// What is believed before anything is known: the shares seen on SmolLM2-135M's answers (see
-/// docs/speculation.md), rounded down.
+/// What is believed before anything is known. Only the first guesses of an answer follow from it.
 const PRIOR: [f64; TRACKS] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.7];
 
 fn track(found: Match) -> usize {
