@@ -248,6 +248,12 @@ fn of_engine(error: &engine::Error) -> (Code, Option<String>) {
             Code::Failed,
             Some("shorten the prompt, or raise --ctx".into()),
         ),
+        engine::Error::DraftVocabulary { .. } => (
+            Code::Usage,
+            Some(
+                "--draft takes a smaller model of the same family, with the same tokenizer".into(),
+            ),
+        ),
         engine::Error::Cancelled => (Code::Interrupted, None),
         _ => (Code::Failed, None),
     }

@@ -121,6 +121,28 @@ pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
 
 /// Opens the weights of MODEL (`None`: the default one).
 pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
+    let (found, kernels) = place(typed, args)?;
+    open(found, kernels, args)
+}
+
+/// Opens MODEL's weights and its tokenizer at the same time: each takes as long as the other.
+pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Loaded, Tokenizer)> {
+    let (found, kernels) = place(typed, args)?;
+    let path = found.path.clone();
+    let (loaded, tokenizer) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| tokenizer_of(&path));
+        (open(found, kernels, args), tokenizer.join())
+    });
+    // What is wrong with the weights is said first, as if they had been opened first.
+    let loaded = loaded?;
+    match tokenizer {
+        Ok(tokenizer) => Ok((loaded, tokenizer?)),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Finds MODEL, or fetches it, and readies what will compute with it.
+fn place(typed: Option<&str>, args: &LoadArgs) -> Result<(Resolved, Arc<Kernels>)> {
     refuse_unready(args)?;
     let typed = match typed {
         Some(typed) => typed.to_owned(),
@@ -128,7 +150,10 @@ pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
     };
     // Before a download, not after it.
     let kernels = kernels(&args.machine)?;
-    let found = find_model(args.net, &typed)?;
+    Ok((find_model(args.net, &typed)?, kernels))
+}
+
+fn open(found: Resolved, kernels: Arc<Kernels>, args: &LoadArgs) -> Result<Loaded> {
     let began = Instant::now();
     let weights = model::open(&found.path, kernels).map_err(|e| named(&found.path, e))?;
     Ok(Loaded {
@@ -236,6 +261,33 @@ pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
     let weights = &loaded.weights;
     let context = context(&weights.config, weights.bytes(), loaded.cache_type, ctx)?;
     Ok(Session::new(weights.clone(), loaded.cache_type, context)?)
+}
+
+/// A session for the loaded model, with a draft model beside it if one is named. Memory is planned
+/// for both.
+pub fn session_with_draft(
+    loaded: &Loaded,
+    tokenizer: &Tokenizer,
+    draft: Option<&str>,
+    args: &LoadArgs,
+) -> Result<Session> {
+    let Some(typed) = draft else {
+        return session(loaded, args.ctx);
+    };
+    let (its, its_tokenizer) = weights_and_tokenizer(Some(typed), args)?;
+    let (own_weights, its_weights) = (&loaded.weights, &its.weights);
+    let asked = args.ctx.unwrap_or(own_weights.config.context);
+    let its_context = asked.min(its_weights.config.context);
+    let its_bytes = Cache::bytes_for(&its_weights.config, its.cache_type, its_context)?
+        .saturating_add(its_weights.bytes());
+    let mapped = own_weights.bytes().saturating_add(its_bytes);
+    let context = context(&own_weights.config, mapped, loaded.cache_type, args.ctx)?;
+    let mut session = Session::new(own_weights.clone(), loaded.cache_type, context)?;
+    let its_context = its_context.min(context);
+    let its_session = Session::new(its_weights.clone(), its.cache_type, its_context)?;
+    let set = session.set_draft(its_session, tokenizer, &its_tokenizer);
+    set.map_err(|e| named(&its.path, e))?;
+    Ok(session)
 }
 
 /// Where MODEL lies: a file or directory as typed, else what the hub knows or fetches. Bare

@@ -44,6 +44,8 @@ fn the_json_form_is_the_contracts() {
         "decode_ms",
         "prompt_per_second",
         "decode_per_second",
+        "drafted_tokens",
+        "accepted_tokens",
     ] {
         assert!(said["timings"][field].is_number(), "{field} in {said}");
     }
@@ -117,6 +119,31 @@ fn a_drawn_seed_is_reported_and_repeats_the_answer() {
     let seed = first["seed"].as_u64().unwrap().to_string();
     let again = puna(&with(&args, &["--seed", &seed])).json();
     assert_eq!(first["ids"], again["ids"]);
+}
+
+#[test]
+fn guessing_ahead_changes_no_word() {
+    let model = tiny();
+    let ask = |more: &[&str]| {
+        let args = ["run", "-m", &model, "--raw", "-n", "30", "--seed", "3"];
+        let prompt = ["one two three one two three one two"];
+        let said = puna(&[&args, more, &["--format", "json"], &prompt].concat()).json();
+        (
+            said["ids"].clone(),
+            said["timings"]["drafted_tokens"].clone(),
+        )
+    };
+    for temperature in ["0", "1.5"] {
+        let (due, drafted) = ask(&["--temperature", temperature, "--speculate", "0"]);
+        assert_eq!(drafted, 0);
+        let (ids, _) = ask(&["--temperature", temperature]);
+        assert_eq!(ids, due);
+        let (ids, drafted) = ask(&["--temperature", temperature, "--draft", &model]);
+        assert_eq!(ids, due);
+        assert!(drafted.as_u64().unwrap() > 0);
+    }
+    let other = fixture("models/llama3_1");
+    puna(&["run", "-m", &model, "--raw", "--draft", &other, "x"]).failed(2, "vocabulary");
 }
 
 #[test]

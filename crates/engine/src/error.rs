@@ -36,6 +36,12 @@ pub enum Error {
         /// The size of the vocabulary.
         vocab: usize,
     },
+    /// A draft model that speaks in other tokens.
+    #[error("the draft model's vocabulary is another one: {what}")]
+    DraftVocabulary {
+        /// The first difference.
+        what: String,
+    },
     /// Nothing to run: a model needs at least one token.
     #[error("there are no tokens to run: the prompt is empty and the model adds no BOS")]
     EmptyPrompt,

@@ -12,6 +12,8 @@
 
 use std::cmp::Ordering;
 
+use crate::scan::Scan;
+
 /// A token that may still be chosen. Its logit is finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -77,31 +79,15 @@ pub fn collect(logits: &[f32]) -> Vec<Candidate> {
         .collect()
 }
 
-/// `top_k(collect(logits), k)` in one pass over the row that keeps only what may still be in.
-///
-/// A row has 128,000 logits and k is 40: nearly all of them fail one comparison with the worst
-/// of the best so far.
+/// `top_k(collect(logits), k)`, without a list of the whole row.
 pub fn collect_top_k(logits: &[f32], k: usize) -> Vec<Candidate> {
     if k == 0 || k >= logits.len() {
         return collect(logits);
     }
-    let mut limit = (2 * k).max(64);
-    let mut best: Vec<Candidate> = Vec::with_capacity(limit);
-    let mut floor = f32::NEG_INFINITY;
-    for (id, &logit) in (0u32..).zip(logits) {
-        // Equal to the floor stays in: ties are kept.
-        if logit < floor || logit == f32::NEG_INFINITY {
-            continue;
-        }
-        best.push(Candidate { id, logit });
-        if best.len() == limit {
-            floor = keep_best(&mut best, k);
-            // Many ties may have left the list nearly full: let it grow in proportion.
-            limit = limit.max(2 * best.len());
-        }
-    }
-    top_k(&mut best, k);
-    best
+    let mut scan = Scan::default();
+    // A damaged row has no best tokens, whatever is returned: the sampler refuses it.
+    let _ = scan.look(logits);
+    scan.top_k(logits, k)
 }
 
 /// Drops all but the k best and those that equal the k-th; returns the k-th logit.
@@ -163,18 +149,28 @@ pub fn top_p(list: &mut Vec<Candidate>, p: f32, min_keep: usize) {
     }
     let best = best(list);
     let goal = f64::from(p) * mass(list, best);
-    let keep = min_keep.max(1);
-    // Only a short head of the list has to be sorted as a rule: sort more and more of it.
+    keep_mass(list, by_logit, best, goal, min_keep);
+}
+
+/// Sorts the list and keeps the shortest front whose mass reaches `goal`, at least `min_keep`
+/// tokens and at least one. Only a short front has to be sorted as a rule: sorts more and more.
+fn keep_mass(
+    list: &mut Vec<Candidate>,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+    best: f32,
+    goal: f64,
+    min_keep: usize,
+) {
     let (mut sorted, mut head) = (0, 256.min(list.len()));
     let mut sum = 0.0;
     loop {
         if head < list.len() {
-            list[sorted..].select_nth_unstable_by(head - sorted - 1, by_logit);
+            list[sorted..].select_nth_unstable_by(head - sorted - 1, &order);
         }
-        sort(&mut list[sorted..head]);
+        list[sorted..head].sort_unstable_by(&order);
         for i in sorted..head {
             sum += weight(list[i], best);
-            if sum >= goal && i + 1 >= keep {
+            if sum >= goal && i + 1 >= min_keep {
                 list.truncate(i + 1);
                 return;
             }
@@ -192,7 +188,7 @@ pub fn min_p(list: &mut Vec<Candidate>, p: f32, min_keep: usize) {
     if p <= 0.0 || list.is_empty() {
         return;
     }
-    let floor = f64::from(best(list)) + f64::from(p).ln();
+    let floor = min_p_floor(best(list), p);
     let passes = |c: &Candidate| f64::from(c.logit) >= floor;
     if list.iter().filter(|c| passes(c)).count() >= min_keep {
         list.retain(passes);
@@ -202,6 +198,11 @@ pub fn min_p(list: &mut Vec<Candidate>, p: f32, min_keep: usize) {
     }
 }
 
+/// The logit from which on [`min_p`] keeps tokens.
+pub(crate) fn min_p_floor(best: f32, p: f32) -> f64 {
+    f64::from(best) + f64::from(p).ln()
+}
+
 /// Keeps the tokens whose surprise lies nearest to the list's entropy until their mass reaches
 /// `p` (the one that crosses it stays), but at least `min_keep` (Meister et al. 2023, "Locally
 /// typical sampling"). 1 or more is off.
@@ -209,25 +210,19 @@ pub fn typical_p(list: &mut Vec<Candidate>, p: f32, min_keep: usize) {
     if p >= 1.0 || list.is_empty() {
         return;
     }
-    sort(list);
-    let best = list[0].logit;
-    let total = mass(list, best);
+    let top = best(list);
+    let weights: Vec<f64> = list.iter().map(|c| weight(*c, top)).collect();
+    let total: f64 = weights.iter().sum();
     let log_total = total.ln();
-    let surprise = |c: &Candidate| log_total - (f64::from(c.logit) - f64::from(best));
-    let entropy: f64 = list
-        .iter()
-        .map(|c| weight(*c, best) / total * surprise(c))
-        .sum();
-    let distance = |c: &Candidate| (surprise(c) - entropy).abs();
-    // Stable: tokens equally far stay in canonical order.
-    list.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
-    let mut sum = 0.0;
-    let reached = list.iter().position(|c| {
-        sum += weight(*c, best);
-        sum >= f64::from(p) * total
-    });
-    let kept = reached.map_or(list.len(), |i| i + 1);
-    list.truncate(kept.max(min_keep).max(1));
+    let surprise = |c: &Candidate| log_total - (f64::from(c.logit) - f64::from(top));
+    let shares = list.iter().zip(&weights);
+    let entropy: f64 = shares.map(|(c, w)| w / total * surprise(c)).sum();
+    // Of tokens equally far the ones first in canonical order come first.
+    let order = |a: &Candidate, b: &Candidate| {
+        let distance = |c| (surprise(c) - entropy).abs();
+        distance(a).total_cmp(&distance(b)).then(by_logit(a, b))
+    };
+    keep_mass(list, order, top, f64::from(p) * total, min_keep);
 }
 
 /// Drops all but the least likely of the tokens with probability `threshold` or more ("exclude
@@ -318,10 +313,12 @@ pub(crate) fn best(list: &[Candidate]) -> f32 {
         .fold(f32::NEG_INFINITY, f32::max)
 }
 
-fn weight(c: Candidate, best: f32) -> f64 {
+/// Of a token, where the best one has 1.
+pub(crate) fn weight(c: Candidate, best: f32) -> f64 {
     (f64::from(c.logit) - f64::from(best)).exp()
 }
 
-fn mass(list: &[Candidate], best: f32) -> f64 {
+/// The sum of the weights.
+pub(crate) fn mass(list: &[Candidate], best: f32) -> f64 {
     list.iter().map(|c| weight(*c, best)).sum()
 }

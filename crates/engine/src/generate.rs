@@ -2,6 +2,10 @@
 //!
 //! [`Session::generate`] runs the loop: logits, sampler, streaming decoder, stop strings, one
 //! event per token. Why it ended is always said; running out of context is never silent.
+//!
+//! A pass through the model gives the row after the newest token and the rows after tokens that
+//! were guessed to follow it ([`crate::speculate`]). The loop takes one row after the other, as if
+//! each had come from a pass of its own, until the sampler draws something else than was guessed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,6 +20,7 @@ use crate::params::SamplerParams;
 use crate::sampler::Sampler;
 use crate::score::TokenLogprob;
 use crate::session::{Flow, Progress, Session};
+use crate::speculate::{Drafts, Guess, Speculation, Speculator};
 use crate::stop::StopStrings;
 
 /// What is asked of one answer.
@@ -39,6 +44,9 @@ pub struct GenerateParams {
     /// When the context is full: keep this many tokens at the front and the newer half of the
     /// others, and go on. `None`: end with [`FinishReason::Length`].
     pub shift: Option<usize>,
+    /// Guess tokens ahead, from the text so far or with the session's draft model
+    /// ([`Session::set_draft`]). The answer is the same, only the time that it takes changes.
+    pub speculate: Speculation,
     /// Another thread may set this to stop the answer before the next pass through the model.
     pub cancel: Option<Arc<AtomicBool>>,
 }
@@ -132,6 +140,8 @@ pub struct Generation {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
+    /// Tokens that were guessed ahead.
+    pub drafts: Drafts,
     /// One per token, if asked for.
     pub logprobs: Option<Vec<TokenLogprob>>,
 }
@@ -164,8 +174,12 @@ impl Session {
             });
         }
         check_shift(params.shift, self.context())?;
-        let run = Run::new(self, tokenizer, prompt, params)?;
-        run.finish(on)
+        // Out of the session, so that both can be used at once.
+        let mut draft = self.take_draft();
+        let run = Run::new(self, tokenizer, prompt, params, draft.as_deref_mut());
+        let made = run.and_then(|run| run.finish(on));
+        self.put_draft(draft);
+        made
     }
 }
 
@@ -196,6 +210,8 @@ struct Run<'s> {
     session: &'s mut Session,
     params: &'s GenerateParams,
     sampler: Sampler,
+    speculator: Speculator<'s>,
+    drafts: Drafts,
     decoder: Decoder<'s>,
     stops: StopStrings,
     eog: HashSet<u32>,
@@ -243,6 +259,7 @@ impl<'s> Run<'s> {
         tokenizer: &'s Tokenizer,
         prompt: &[u32],
         params: &'s GenerateParams,
+        draft: Option<&'s mut Session>,
     ) -> Result<Run<'s>, Error> {
         let config = &session.weights().config;
         // Rows beyond the tokenizer's vocabulary are padding: no text stands behind them.
@@ -255,8 +272,11 @@ impl<'s> Run<'s> {
             sampler.logit_bias.extend(ban);
         }
         let breakers = breakers(&sampler, vocab, tokenizer);
+        let sampler = Sampler::new(sampler, vocab, params.choice, breakers)?;
         Ok(Run {
-            sampler: Sampler::new(sampler, vocab, params.choice, breakers)?,
+            speculator: Speculator::new(params.speculate, draft, &sampler),
+            drafts: Drafts::default(),
+            sampler,
             decoder: Decoder::after(tokenizer, prompt),
             stops: StopStrings::new(&params.stop)?,
             eog,
@@ -299,6 +319,7 @@ impl<'s> Run<'s> {
             finish_reason: end.reason(),
             context_full: end == End::ContextFull,
             usage,
+            drafts: self.drafts,
             logprobs: self.logprobs,
         })
     }
@@ -306,19 +327,19 @@ impl<'s> Run<'s> {
     /// The loop. Every way out says why.
     fn steps(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<End, Error> {
         loop {
-            let logits = self.next_logits(on)?;
-            if self.params.max_tokens == Some(self.generated()) {
-                return Ok(End::MaxTokens);
+            let guess = self.guess();
+            let start = Instant::now();
+            let rows = self.next_rows(guess.ids(), on)?;
+            let time = start.elapsed();
+            let (before, seen) = (self.all.len(), self.view.len());
+            let end = self.walk(&rows, guess.ids(), on);
+            // Rows behind a wrong guess, or behind the end, are forgotten.
+            self.session.truncate(seen.max(self.view.len() - 1));
+            if before > self.prompt_len {
+                self.speculator.learn(&guess, &self.all[before..], time);
             }
-            let id = self.sampler.sample(&logits, &self.all)?;
-            self.clock
-                .first_token
-                .get_or_insert_with(|| self.clock.start.elapsed());
-            if let Some(end) = self.accept(id, &logits, on)? {
+            if let Some(end) = end? {
                 return Ok(end);
-            }
-            if self.params.max_tokens == Some(self.generated()) {
-                return Ok(End::MaxTokens);
             }
             if self.view.len() >= self.session.context() {
                 let Some(keep) = self.params.shift else {
@@ -332,11 +353,62 @@ impl<'s> Run<'s> {
         }
     }
 
+    /// Draws from one row after the other while what was drawn is what was guessed.
+    fn walk(
+        &mut self,
+        rows: &[f32],
+        guess: &[u32],
+        on: &mut dyn FnMut(Event) -> Flow,
+    ) -> Result<Option<End>, Error> {
+        let vocab = self.session.weights().config.vocab;
+        // One row fewer is guessed than there are.
+        let mut guess = guess.iter().take((rows.len() / vocab).saturating_sub(1));
+        for logits in rows.chunks_exact(vocab) {
+            if self.params.max_tokens == Some(self.generated()) {
+                return Ok(Some(End::MaxTokens));
+            }
+            let id = self.sampler.sample(logits, &self.all)?;
+            self.clock
+                .first_token
+                .get_or_insert_with(|| self.clock.start.elapsed());
+            let guessed = guess.next();
+            self.drafts.accepted += usize::from(guessed == Some(&id));
+            if let Some(end) = self.accept(id, logits, on)? {
+                return Ok(Some(end));
+            }
+            if self.params.max_tokens == Some(self.generated()) {
+                return Ok(Some(End::MaxTokens));
+            }
+            if guessed != Some(&id) {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tokens that may follow: as many as could be taken besides the one that is certain.
+    fn guess(&mut self) -> Guess {
+        // The prompt is still to be read, or read anew after a shift.
+        if self.generated() == 0 || self.session.held().len() + 1 != self.view.len() {
+            return Guess::default();
+        }
+        let left = self.params.max_tokens.unwrap_or(usize::MAX) - self.generated();
+        let room = self.session.context() - self.view.len();
+        let room = room.min(left).saturating_sub(1);
+        self.speculator
+            .guess(&self.all, &self.view, &self.sampler, room, &self.eog)
+    }
+
     fn generated(&self) -> usize {
         self.all.len() - self.prompt_len
     }
 
-    fn next_logits(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<Vec<f32>, Error> {
+    /// The rows after the view and after each guessed token.
+    fn next_rows(
+        &mut self,
+        guess: &[u32],
+        on: &mut dyn FnMut(Event) -> Flow,
+    ) -> Result<Vec<f32>, Error> {
         let reading_prompt = self.generated() == 0;
         let cancel = self.params.cancel.as_deref();
         let mut before_pass = |progress| {
@@ -348,7 +420,10 @@ impl<'s> Run<'s> {
                 Flow::Continue
             }
         };
-        let advance = self.session.advance(&self.view, &mut before_pass)?;
+        let advance = self
+            .session
+            .advance_guessing(&self.view, guess, &mut before_pass)?;
+        self.drafts.drafted += advance.rows - 1;
         if reading_prompt {
             self.cached = advance.cached;
             self.clock.prompt = self.clock.start.elapsed();

@@ -8,6 +8,8 @@
 //!   [`Session::generate`] answers a prompt.
 //! - [`Sampler`] with [`SamplerParams`]: llama.cpp's chain; its steps stand in [`filters`],
 //!   [`dry`] and [`mirostat`], its randomness in [`random`].
+//! - `speculate` and `lookup`: tokens guessed ahead, which change an answer's time and never its
+//!   text.
 //! - [`score()`], [`perplexity()`], [`KlWriter`], [`KlComparison`]: log-probabilities of given
 //!   tokens and what is made of them.
 
@@ -16,13 +18,16 @@ mod error;
 pub mod filters;
 mod generate;
 mod kl;
+mod lookup;
 pub mod mirostat;
 mod params;
 mod perplexity;
 pub mod random;
 pub mod sampler;
+mod scan;
 mod score;
 mod session;
+mod speculate;
 mod stop;
 
 pub use error::Error;
@@ -33,4 +38,5 @@ pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored
 pub use sampler::Sampler;
 pub use score::{LogSoftmax, OnRow, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
 pub use session::{Advance, Flow, Progress, Session};
+pub use speculate::{Drafts, Speculation};
 pub use stop::StopStrings;

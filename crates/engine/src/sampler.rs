@@ -17,10 +17,11 @@
 
 use crate::dry::{Breakers, Dry};
 use crate::error::Error;
-use crate::filters;
+use crate::filters::{self, Candidate};
 use crate::mirostat::{Mirostat, Version};
 use crate::params::SamplerParams;
 use crate::random::{Stream, uniform};
+use crate::scan::Scan;
 
 /// Draws tokens for one answer. Its only state is mirostat's limit: all else is a function of
 /// the logits, the tokens so far, and the parameters.
@@ -33,6 +34,8 @@ pub struct Sampler {
     mirostat: Option<Mirostat>,
     /// The row as bias and penalties leave it; kept to save an allocation per token.
     row: Vec<f32>,
+    /// What is known of the row; kept for the same reason.
+    scan: Scan,
 }
 
 impl Sampler {
@@ -70,6 +73,7 @@ impl Sampler {
             choice,
             breakers,
             row: Vec::new(),
+            scan: Scan::default(),
         })
     }
 
@@ -84,35 +88,54 @@ impl Sampler {
             let (got, expected) = (logits.len(), self.vocab);
             return Err(Error::LogitsShape { got, expected });
         };
-        if let Some(id) = logits
-            .iter()
-            .position(|l| l.is_nan() || *l == f32::INFINITY)
-        {
+        if let Err(id) = self.scan.look(logits) {
             let value = logits[id];
             return Err(Error::BadLogit { id, value });
         }
-        self.row.clear();
-        self.row.extend_from_slice(logits);
-        filters::logit_bias(&mut self.row, &self.params.logit_bias);
-        if self.mirostat.is_none() {
-            self.punish_repetition(history);
-        }
-        if self.params.temperature <= 0.0 {
-            return filters::greedy(&self.row).ok_or(Error::NoCandidates);
-        }
+        // Out of the sampler while it is read.
+        let mut own = std::mem::take(&mut self.row);
+        let row = match self.edit(logits, history, &mut own) {
+            true => &own,
+            false => logits,
+        };
         let position = history.len() as u64;
-        if self.mirostat.is_some() {
-            self.sample_mirostat(position)
+        let chosen = if self.params.temperature <= 0.0 {
+            self.scan.greedy(row).ok_or(Error::NoCandidates)
+        } else if self.mirostat.is_some() {
+            self.sample_mirostat(row, position)
         } else {
-            self.sample_filtered(position)
-        }
+            self.sample_filtered(row, position)
+        };
+        self.row = own;
+        chosen
     }
 
-    fn punish_repetition(&mut self, history: &[u32]) {
+    /// Takes over the state of another sampler with the same parameters.
+    pub(crate) fn follow(&mut self, other: &Sampler) {
+        self.mirostat.clone_from(&other.mirostat);
+    }
+
+    /// Puts the row as bias and penalties leave it into `row`; false if they leave it as it is.
+    fn edit(&mut self, logits: &[f32], history: &[u32], row: &mut Vec<f32>) -> bool {
         let p = &self.params;
+        let punishes = self.mirostat.is_none();
+        let penalties =
+            p.repeat_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
+        let window = |on: bool, n: i32| match on && punishes {
+            true => newest(history, n),
+            false => &[],
+        };
+        let recent = window(penalties, p.repeat_last_n);
+        let repeated = window(p.dry_multiplier != 0.0, p.dry_penalty_last_n);
+        if p.logit_bias.is_empty() && recent.is_empty() && repeated.is_empty() {
+            return false;
+        }
+        row.clear();
+        row.extend_from_slice(logits);
+        filters::logit_bias(row, &p.logit_bias);
         filters::penalties(
-            &mut self.row,
-            newest(history, p.repeat_last_n),
+            row,
+            recent,
             p.repeat_penalty,
             p.presence_penalty,
             p.frequency_penalty,
@@ -122,27 +145,57 @@ impl Sampler {
             base: p.dry_base,
             allowed_length: p.dry_allowed_length,
         };
-        let window = newest(history, p.dry_penalty_last_n);
-        dry.apply(&mut self.row, window, &self.breakers);
-        // Extreme parameters may have left f32's range; a ban (-inf) stays one.
-        for logit in &mut self.row {
-            *logit = logit.min(f32::MAX);
+        dry.apply(row, repeated, &self.breakers);
+        let biased = p.logit_bias.iter().map(|(id, _)| id);
+        let touched = biased.chain(recent).chain(repeated);
+        if punishes {
+            // Extreme parameters may have left f32's range; only a ban is minus infinity.
+            let bans = |id| p.logit_bias.contains(&(id, f32::NEG_INFINITY));
+            for &id in touched.clone() {
+                let Some(logit) = row.get_mut(id as usize) else {
+                    continue;
+                };
+                *logit = logit.min(f32::MAX);
+                let banned = logits[id as usize] == f32::NEG_INFINITY || bans(id);
+                if *logit == f32::NEG_INFINITY && !banned {
+                    *logit = f32::MIN;
+                }
+            }
         }
+        self.scan.look_again(row, touched);
+        true
     }
 
-    fn sample_filtered(&self, position: u64) -> Result<u32, Error> {
+    /// The candidates after top-n-sigma, top-k, typical and top-p. Each is only looked for among
+    /// the logits that can be one.
+    fn candidates(&self, row: &[f32]) -> Vec<Candidate> {
         let p = &self.params;
         let k = usize::try_from(p.top_k).unwrap_or(0); // negative: off
-        let mut list = if p.top_n_sigma > 0.0 {
-            let mut list = filters::collect(&self.row);
+        let k = if k < row.len() { k } else { 0 };
+        let whole = p.top_n_sigma > 0.0 || p.typical_p < 1.0;
+        let mut list = if p.top_n_sigma <= 0.0 && k > 0 {
+            self.scan.top_k(row, k)
+        } else if !whole && p.top_p < 1.0 {
+            return self.scan.top_p(row, p.top_p, p.min_keep);
+        } else if !whole && p.min_p > 0.0 && p.min_keep <= 1 {
+            // What min-p will leave.
+            let floor = filters::min_p_floor(self.scan.best(), p.min_p);
+            return self.scan.at_least(row, floor);
+        } else {
+            filters::collect(row)
+        };
+        if p.top_n_sigma > 0.0 {
             filters::top_n_sigma(&mut list, p.top_n_sigma);
             filters::top_k(&mut list, k);
-            list
-        } else {
-            filters::collect_top_k(&self.row, k)
-        };
+        }
         filters::typical_p(&mut list, p.typical_p, p.min_keep);
         filters::top_p(&mut list, p.top_p, p.min_keep);
+        list
+    }
+
+    fn sample_filtered(&self, row: &[f32], position: u64) -> Result<u32, Error> {
+        let p = &self.params;
+        let mut list = self.candidates(row);
         filters::min_p(&mut list, p.min_p, p.min_keep);
         if p.xtc_probability > 0.0
             && uniform(p.seed, self.choice, position, Stream::Xtc) < f64::from(p.xtc_probability)
@@ -168,8 +221,8 @@ impl Sampler {
         Ok(list[chosen].id)
     }
 
-    fn sample_mirostat(&mut self, position: u64) -> Result<u32, Error> {
-        let mut list = filters::collect(&self.row);
+    fn sample_mirostat(&mut self, row: &[f32], position: u64) -> Result<u32, Error> {
+        let mut list = filters::collect(row);
         let Some(mirostat) = self.mirostat.as_mut().filter(|_| !list.is_empty()) else {
             return Err(Error::NoCandidates);
         };
@@ -256,6 +309,18 @@ mod tests {
         };
         let got = Sampler::new(unknown, 5, 0, Breakers::default());
         assert!(matches!(got, Err(Error::UnknownToken { id: 5, .. })));
+    }
+
+    #[test]
+    fn a_penalty_is_no_ban() {
+        let params = SamplerParams {
+            repeat_penalty: 50.0,
+            logit_bias: vec![(2, f32::NEG_INFINITY)],
+            ..SamplerParams::greedy()
+        };
+        let row = [f32::NEG_INFINITY, f32::MIN, 5.0];
+        let got = sampler(params, 3).sample(&row, &[0, 1, 2]);
+        assert_eq!(got.unwrap(), 1);
     }
 
     #[test]

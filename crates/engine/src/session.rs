@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use kernels::KvType;
 use model::{Batch, Cache, Chunk, Probe, Rows, Seq, Weights};
+use text::Tokenizer;
 
 use crate::error::Error;
 
@@ -54,6 +55,18 @@ pub struct Session {
     held: Vec<u32>,
     context: usize,
     chunk: usize,
+    /// A smaller model that guesses tokens ahead.
+    draft: Option<Box<Session>>,
+}
+
+/// What [`Session::advance_guessing`] found.
+pub(crate) struct Guessed {
+    /// `[rows, vocab]`: after the prefix, and after each guessed token.
+    pub(crate) logits: Vec<f32>,
+    /// 1, or with the guess 1 more for each of its tokens.
+    pub(crate) rows: usize,
+    /// Tokens of the prefix that did not have to be run.
+    pub(crate) cached: usize,
 }
 
 impl Session {
@@ -78,7 +91,33 @@ impl Session {
             held: Vec::new(),
             context,
             chunk: DEFAULT_CHUNK,
+            draft: None,
         })
+    }
+
+    /// Lets a smaller model guess tokens for this one, where [`crate::GenerateParams`] ask for it.
+    /// The tokenizers are those of this session's model and of the draft's.
+    ///
+    /// # Errors
+    /// [`Error::DraftVocabulary`] if they are not the same tokens.
+    pub fn set_draft(
+        &mut self,
+        draft: Session,
+        tokenizer: &Tokenizer,
+        draft_tokenizer: &Tokenizer,
+    ) -> Result<(), Error> {
+        let (own, its) = (self.weights.config.vocab, draft.weights.config.vocab);
+        crate::speculate::check_vocabulary(tokenizer, own, draft_tokenizer, its)?;
+        self.draft = Some(Box::new(draft));
+        Ok(())
+    }
+
+    pub(crate) fn take_draft(&mut self) -> Option<Box<Session>> {
+        self.draft.take()
+    }
+
+    pub(crate) fn put_draft(&mut self, draft: Option<Box<Session>>) {
+        self.draft = draft;
     }
 
     /// Sets how many tokens run in one pass while a prompt is read (at least 1). More is faster
@@ -126,6 +165,21 @@ impl Session {
         prefix: &[u32],
         on: &mut dyn FnMut(Progress) -> Flow,
     ) -> Result<Advance, Error> {
+        let found = self.advance_guessing(prefix, &[], on)?;
+        Ok(Advance {
+            logits: found.logits,
+            cached: found.cached,
+        })
+    }
+
+    /// [`Session::advance`], and in the same pass the rows after tokens that may follow. They then
+    /// count as held. The guess is left out where more than the prefix's last token has to run.
+    pub(crate) fn advance_guessing(
+        &mut self,
+        prefix: &[u32],
+        guess: &[u32],
+        on: &mut dyn FnMut(Progress) -> Flow,
+    ) -> Result<Guessed, Error> {
         self.check_fits(prefix)?;
         let same = self.held.iter().zip(prefix).take_while(|(a, b)| a == b);
         let cached = same.count().min(prefix.len() - 1);
@@ -136,12 +190,26 @@ impl Session {
             if on(Progress { done, total }) == Flow::Stop {
                 return Err(Error::Cancelled);
             }
+            if done + 1 == total && !guess.is_empty() {
+                let ids = [&prefix[done..], guess].concat();
+                let logits = self.extend(&ids, Rows::All, &mut ())?;
+                let rows = ids.len();
+                return Ok(Guessed {
+                    logits,
+                    rows,
+                    cached,
+                });
+            }
             let end = done.saturating_add(self.chunk).min(total);
             let last = end == total;
             let rows = if last { Rows::Last } else { Rows::None };
             let logits = self.extend(&prefix[done..end], rows, &mut ())?;
             if last {
-                return Ok(Advance { logits, cached });
+                return Ok(Guessed {
+                    logits,
+                    rows: 1,
+                    cached,
+                });
             }
             done = end;
         }

@@ -122,10 +122,10 @@ pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
 
 impl Chat {
     fn open(args: &RunArgs, model: Option<&str>) -> Result<Chat> {
-        let loaded = load::weights(model, &args.load)?;
-        let tokenizer = load::tokenizer_of(&loaded.path)?;
+        let (loaded, tokenizer) = load::weights_and_tokenizer(model, &args.load)?;
         let template = load::template_of(&loaded.path, &tokenizer)?;
-        let session = load::session(&loaded, args.load.ctx)?;
+        let draft = args.draft.draft.as_deref();
+        let session = load::session_with_draft(&loaded, &tokenizer, draft, &args.load)?;
         let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
         let eog = match &generation {
             Some(config) => engine::eog_from_generation_config(config)?,
@@ -136,6 +136,7 @@ impl Chat {
                 sampler: sampling::params(&args.sampling, generation.as_ref())?,
                 max_tokens: args.max_tokens,
                 stop: args.stop.clone(),
+                speculate: args.draft.speculation(),
                 eog,
                 ..GenerateParams::default()
             },
@@ -487,9 +488,13 @@ fn switch(value: &str) -> Result<bool> {
 }
 
 fn stats(made: &Generation) -> String {
-    let (usage, time) = (&made.usage, &made.timings);
+    let (usage, time, drafts) = (&made.usage, &made.timings, &made.drafts);
+    let guesses = match drafts.drafted {
+        0 => String::new(),
+        n => format!("{} of {n} guesses right; ", drafts.accepted),
+    };
     format!(
-        "({} tokens at {:.1} a second; prompt {} tokens, {} from the cache, at {:.0} a second; {})",
+        "({} tokens at {:.1} a second; {guesses}prompt {} tokens, {} from the cache, at {:.0} a second; {})",
         usage.completion_tokens,
         time.decode_per_second,
         usage.prompt_tokens,

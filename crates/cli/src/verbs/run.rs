@@ -106,13 +106,13 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
     if nothing && model.is_none() {
         return empty();
     }
-    let loaded = load::weights(model, &args.load)?;
+    let (loaded, tokenizer) = load::weights_and_tokenizer(model, &args.load)?;
     if nothing {
         return empty();
     }
-    let tokenizer = load::tokenizer_of(&loaded.path)?;
     let (ids, mut eog) = prompt_ids(args, &loaded, &tokenizer, prompt)?;
-    let mut session = load::session(&loaded, args.load.ctx)?;
+    let draft = args.draft.draft.as_deref();
+    let mut session = load::session_with_draft(&loaded, &tokenizer, draft, &args.load)?;
     let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
     if let Some(config) = &generation {
         eog.extend(engine::eog_from_generation_config(config)?);
@@ -122,6 +122,7 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
         logprobs: args.logprobs,
+        speculate: args.draft.speculation(),
         eog,
         ..GenerateParams::default()
     };
@@ -234,6 +235,8 @@ fn report(made: &Generation, prompt: &[u32]) -> Value {
             "decode_ms": t.decode_ms,
             "prompt_per_second": t.prompt_per_second,
             "decode_per_second": t.decode_per_second,
+            "drafted_tokens": made.drafts.drafted,
+            "accepted_tokens": made.drafts.accepted,
         },
     });
     if let Some(list) = &made.logprobs {
