@@ -37,6 +37,7 @@ pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
 pub use matmul::Activations;
+pub use ops::same_bits;
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;

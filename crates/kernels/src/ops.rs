@@ -130,3 +130,8 @@ pub(crate) fn round_row<S: Simd>(s: S, x: &[f32], to: &mut Rounded<'_>) {
 fn half_of(x: &[f32; 32], i: usize) -> &[f32; LANES] {
     &x.as_chunks().0[i]
 }
+
+/// Whether two rows of values are the same to the bit, NaNs and signs of zero included.
+pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}

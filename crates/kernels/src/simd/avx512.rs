@@ -258,6 +258,12 @@ impl Simd for Avx512 {
             _mm512_storeu_si512(to.as_mut_ptr().cast(), x);
         }
     }
+
+    #[inline(always)]
+    fn scale2(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
 }
 
 /// Low nibbles of 16 bytes, then their high nibbles, as bytes.

@@ -122,4 +122,15 @@ pub(crate) trait Simd: Copy {
     fn shl(self, a: Self::I, by: u32) -> Self::I;
     /// 32 integers to memory.
     fn store_int(self, x: Self::I, to: &mut [i16; 32]);
+
+    /// No registers of vectors: tiles are a waste of code.
+    const SCALAR: bool = false;
+
+    /// x · 2^n, rounded once, for integers n of -160..=160 given as floats; x of 0.5..=2 or NaN.
+    #[inline(always)]
+    fn scale2(self, x: Self::F, n: Self::F) -> Self::F {
+        // In two steps, each a normal power; the first is exact.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(x, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
 }

@@ -50,6 +50,7 @@ impl Simd for Scalar {
     type I = [i16; 32];
 
     const WIDE: bool = false;
+    const SCALAR: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
