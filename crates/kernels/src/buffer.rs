@@ -82,14 +82,15 @@ impl<T> std::fmt::Debug for Buffer<T> {
 pub(crate) struct Scratch {
     /// Unpacked integers of weight rows.
     pub(crate) bytes: Buffer<u8>,
-    /// Unpacked floats of weight rows, or scores.
+    /// Unpacked floats of weight rows, or all that a strip of attention needs.
     pub(crate) floats: Buffer<f32>,
-    /// Scales and offsets of weight rows, or sums over values.
+    /// Scales and offsets of weight rows.
     pub(crate) scales: Buffer<f32>,
 }
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    static PARTS: Cell<Buffer<f32>> = const { Cell::new(Buffer::empty()) };
 }
 
 /// Runs `f` with this thread's scratch.
@@ -104,6 +105,14 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     });
     let result = f(&mut scratch);
     SCRATCH.set(Some(scratch));
+    result
+}
+
+/// Runs `f` with this thread's memory for what the tasks of a region hand to their caller.
+pub(crate) fn with_parts<R>(f: impl FnOnce(&mut Buffer<f32>) -> R) -> R {
+    let mut parts = PARTS.replace(Buffer::empty());
+    let result = f(&mut parts);
+    PARTS.set(parts);
     result
 }
 

@@ -40,6 +40,7 @@ pub use blocks::dequantize;
 pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
+pub use ops::same_bits;
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;

@@ -76,3 +76,8 @@ pub(crate) fn rotate<S: Simd>(
         }
     }
 }
+
+/// Whether two rows of values are the same to the bit, NaNs and signs of zero included.
+pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}

@@ -4,8 +4,8 @@
 //! work; values never do. How work is split never changes results.
 
 use crate::activations::{Activations, Form};
-use crate::attention::{Attend, Field};
-use crate::buffer::{Shared, with_scratch};
+use crate::attention::{self, Attend, Field, Strip};
+use crate::buffer::{Buffer, Shared, with_parts, with_scratch};
 use crate::kv;
 use crate::matmul::{self, Job};
 use crate::pool::Pool;
@@ -18,6 +18,8 @@ use std::ops::Range;
 const SMALL: usize = 16 << 10;
 /// Products below this many multiplications likewise.
 const SMALL_PRODUCTS: usize = 64 << 10;
+/// Attention of fewer multiplications likewise.
+const SMALL_ATTENTION: usize = 128 << 10;
 
 /// A level, a compute mode and a pool of threads. Shared freely between threads; calls from several
 /// threads at once are sound, but only one of them has the pool at a time.
@@ -240,25 +242,71 @@ impl Kernels {
     }
 
     /// Attention: for each query, softmax of its scaled scores over the keys of its span, then the
-    /// sum of values by these weights. All of `work` in one parallel region. Panics if a length does
-    /// not fit or a span goes beyond the pages.
+    /// sum of values by these weights. All of `work` shares the pool. Panics if a length does not fit
+    /// or a span goes beyond the pages.
     pub fn attention(&self, work: &mut [Attend<'_>]) {
         let mut fields = Vec::with_capacity(work.len());
-        let mut starts = Vec::with_capacity(work.len());
-        let mut count = 0;
         for a in work {
             check_queries(a, a.out.len());
-            let field = Field::new(a);
-            starts.push(count);
-            count += field.tiles();
-            fields.push((field, Shared::new(a.out)));
+            fields.push((Field::new(a), Shared::new(a.out)));
         }
-        let attention = self.table.attention;
-        self.pool.run(count, &|i| {
-            let of = starts.partition_point(|start| *start <= i) - 1;
-            let (field, out) = &fields[of];
-            // SAFETY: each tile is given to one task; the table's level is available.
-            with_scratch(|scratch| unsafe { attention(field, i - starts[of], *out, scratch) });
+        let of = |(field, out)| Field::strips(field).map(move |strip| (field, out, strip));
+        let strips: Vec<_> = fields
+            .iter()
+            .flat_map(|(field, out)| of((field, *out)))
+            .collect();
+        let cost: usize = strips
+            .iter()
+            .map(|(field, _, strip)| strip.work(field))
+            .sum();
+        if self.threads() > 1 && cost >= SMALL_ATTENTION && strips.len() < 4 * self.threads() {
+            return with_parts(|parts| self.deep_attention(&strips, parts));
+        }
+        // Later rows see more keys: with the long tasks first, the threads end together.
+        let last = strips.len().saturating_sub(1);
+        let task = |i: usize| {
+            let (field, out, strip) = &strips[last - i];
+            with_scratch(|scratch| attention::whole(&self.table, field, strip, *out, scratch));
+        };
+        if cost < SMALL_ATTENTION {
+            return (0..strips.len()).for_each(task);
+        }
+        self.pool.run(strips.len(), &task);
+    }
+
+    /// As `attention`, for few strips: each is cut between its blocks.
+    fn deep_attention(&self, strips: &[(&Field<'_>, Shared<'_>, Strip)], parts: &mut Buffer<f32>) {
+        // Enough tasks for the threads to end together.
+        let cuts = (4 * self.threads()).div_ceil(strips.len().max(1));
+        let mut tasks = Vec::with_capacity(strips.len() * cuts);
+        let mut starts = Vec::with_capacity(strips.len() + 1);
+        let mut floats = 0;
+        for (field, _, strip) in strips {
+            starts.push(floats);
+            let blocks = strip.blocks();
+            let step = blocks.len().div_ceil(cuts).max(1);
+            for first in blocks.clone().step_by(step) {
+                tasks.push((field, strip, first..blocks.end.min(first + step), floats));
+                floats += strip.floats(field) * step.min(blocks.end - first);
+            }
+        }
+        starts.push(floats);
+        let all = Shared::new(parts.ensure(floats));
+        self.pool.run(tasks.len(), &|i| {
+            let (field, strip, blocks, start) = tasks[i].clone();
+            // SAFETY: each task has its own parts.
+            let parts = unsafe { all.part(start, strip.floats(field) * blocks.len()) };
+            with_scratch(|scratch| {
+                attention::parts(&self.table, field, strip, blocks, parts, scratch);
+            });
+        });
+        let all = parts.as_ref();
+        self.pool.run(strips.len(), &|i| {
+            let (field, out, strip) = &strips[i];
+            let parts = &all[starts[i]..starts[i + 1]];
+            with_scratch(|scratch| {
+                attention::join(&self.table, field, strip, parts, *out, scratch);
+            });
         });
     }
 
@@ -269,9 +317,9 @@ impl Kernels {
         let field = Field::new(a);
         check_scores(scores.len(), a.spans, a.heads, keys);
         let (out, stage) = (Shared::new(scores), self.table.scores);
-        self.pool.run(field.tiles(), &|i| {
-            // SAFETY: each tile is given to one task; the table's level is available.
-            with_scratch(|scratch| unsafe { stage(&field, i, keys, out, scratch) });
+        self.pool.run(a.spans.len() * a.heads, &|i| {
+            // SAFETY: each query is given to one task; the table's level is available.
+            unsafe { stage(&field, (i / a.heads, i % a.heads), out.part(i * keys, keys)) };
         });
     }
 
@@ -314,15 +362,13 @@ impl Kernels {
         let (out, stage) = (Shared::new(out), self.table.mix);
         self.pool.run(n * heads, &|i| {
             let weights = &pattern[i * keys..(i + 1) * keys];
-            // SAFETY: each query is given to one task; the table's level is available.
-            with_scratch(|scratch| unsafe {
-                stage(
-                    &field,
-                    (i / heads, i % heads),
-                    weights,
-                    out.part(i * dim, dim),
-                    scratch,
-                );
+            with_scratch(|scratch| {
+                let sums = scratch.floats.ensure(a.layout.padded());
+                // SAFETY: each query is given to one task; the table's level is available.
+                unsafe {
+                    stage(&field, (i / heads, i % heads), weights, sums);
+                    out.part(i * dim, dim).copy_from_slice(&sums[..dim]);
+                }
             });
         });
     }

@@ -289,8 +289,10 @@ impl<'a, P: Probe> Pass<'a, P> {
         self.k.attention(&mut work);
     }
 
-    /// The same, with scores and pattern laid open to the probe.
+    /// The same, with scores and pattern, by the plain stages, laid open to the probe. What it
+    /// changes there takes the place of the fused result, which otherwise stands to the bit.
     fn attention_in_stages(&mut self, i: usize, q: &[f32], z: &mut [f32]) {
+        self.attention(i, q, z);
         let (plan, c) = (&self.plan, &self.w.config);
         for (j, r) in plan.ranges.iter().enumerate() {
             let pages = plan.pages(self.cache, i, j);
@@ -298,8 +300,10 @@ impl<'a, P: Probe> Pass<'a, P> {
             let keys = plan.starts[j].0 + r.len();
             let shape = [r.len(), c.heads, keys];
             let mut scores = vec![0.0; shape.iter().product()];
+            let mut changed = false;
             let mut show = |site, scores: &mut [f32]| {
                 if self.probe.wants(site, i) {
+                    let before = scores.to_vec();
                     self.probe.see(
                         At {
                             site,
@@ -309,6 +313,7 @@ impl<'a, P: Probe> Pass<'a, P> {
                         },
                         scores,
                     );
+                    changed |= !kernels::same_bits(&before, scores);
                 }
             };
             self.k.attention_scores(&a, keys, &mut scores);
@@ -316,12 +321,10 @@ impl<'a, P: Probe> Pass<'a, P> {
             self.k
                 .attention_pattern(r.len(), keys, a.spans, c.heads, &mut scores);
             show(Site::Pattern, &mut scores);
-            self.k.attention_mix(
-                &a,
-                keys,
-                &scores,
-                &mut z[r.start * c.q_dim()..r.end * c.q_dim()],
-            );
+            if changed {
+                let z = &mut z[r.start * c.q_dim()..r.end * c.q_dim()];
+                self.k.attention_mix(&a, keys, &scores, z);
+            }
         }
     }
 

@@ -349,6 +349,12 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
             _mm512_cvtph_ps(_mm512_castsi512_si256(all))
         }
     }
+
+    #[inline(always)]
+    fn scale2(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
 }
 
 /// A number for all words of each quarter.

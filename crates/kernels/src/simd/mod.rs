@@ -169,4 +169,15 @@ pub(crate) trait Simd: Copy {
     /// The 16 IEEE halves at the starts of blocks of `BYTES` bytes (an even number, at most 62),
     /// widened and turned; `data` holds at least 16 blocks less what follows the last half.
     fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> Self::F;
+
+    /// No registers of vectors: tiles are a waste of code.
+    const SCALAR: bool = false;
+
+    /// x · 2^n, rounded once, for integers n of -160..=160 given as floats; x of 0.5..=2 or NaN.
+    #[inline(always)]
+    fn scale2(self, x: Self::F, n: Self::F) -> Self::F {
+        // In two steps, each a normal power; the first is exact.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(x, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
 }

@@ -57,6 +57,7 @@ impl Simd for Scalar {
     type B = [u8; 64];
 
     const WIDE: bool = false;
+    const SCALAR: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {

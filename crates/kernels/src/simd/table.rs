@@ -1,8 +1,7 @@
 //! The roof over the levels: every algorithm, instantiated once per level, as a table of functions.
 
 use crate::activations::{self, Tasks};
-use crate::attention::{self, Field};
-use crate::buffer::{Scratch, Shared};
+use crate::attention::{self, Field, Strip};
 use crate::floats::{self, Floats, Halves};
 use crate::integers::{self, Panel};
 use crate::matmul::Job;
@@ -107,10 +106,16 @@ algorithms! {
     softmax(x: &mut [f32]) = exp::softmax_row;
     /// Log-softmax of a row.
     log_softmax(x: &mut [f32]) = exp::log_softmax_row;
-    /// Attention of a tile of queries.
-    attention(field: &Field<'_>, tile: usize, out: Shared<'_>, scratch: &mut Scratch) = attention::fused;
-    /// Scores of a tile of queries.
-    scores(field: &Field<'_>, tile: usize, keys: usize, out: Shared<'_>, scratch: &mut Scratch) = attention::scores;
+    /// Attention: a block of a strip, widened.
+    pack(field: &Field<'_>, strip: &Strip, block: usize, panels: &mut [f32]) = attention::pack;
+    /// Parts of a strip from a widened block.
+    panel_parts(field: &Field<'_>, strip: &Strip, block: usize, panels: &[f32], scores: &mut [f32], parts: &mut [f32]) = attention::panel_parts;
+    /// Parts of a strip from the pages of a block.
+    page_parts(field: &Field<'_>, strip: &Strip, block: usize, scores: &mut [f32], parts: &mut [f32]) = attention::page_parts;
+    /// Sums of parts.
+    fold(sums: &mut [f32], parts: &[f32], size: usize) = attention::fold;
+    /// Scores of one query.
+    scores(field: &Field<'_>, query: (usize, usize), out: &mut [f32]) = attention::scores;
     /// Softmax of a row over its span.
     pattern(span: &Range<usize>, scores: &mut [f32]) = attention::pattern;
     /// Reads memory, for `limits`.
@@ -118,7 +123,7 @@ algorithms! {
     /// Multiplies and adds in registers, for `limits`.
     multiply(rounds: usize, sum: &mut [f32; 16]) = limits::multiply;
     /// Sum of values of one query.
-    mix(field: &Field<'_>, query: (usize, usize), weights: &[f32], out: &mut [f32], scratch: &mut Scratch) = attention::mix_query;
+    mix(field: &Field<'_>, query: (usize, usize), weights: &[f32], sums: &mut [f32]) = attention::mix;
     ; products
     /// Quantised rows of a product with one token.
     integer_rows(job: &Job<'_>) = integers::rows;
