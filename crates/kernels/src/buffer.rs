@@ -48,6 +48,22 @@ impl<T: Plain> Buffer<T> {
         buffer
     }
 
+    /// `len` elements of any content, in memory that this thread has used before if there is some: new
+    /// memory of many pages costs as much as filling it.
+    pub(crate) fn used(len: usize) -> Buffer<T> {
+        let mut all = SPARE.take();
+        let lines = all.pop().unwrap_or_default();
+        SPARE.set(all);
+        let mut buffer = Buffer {
+            len: lines.len() * (64 / size_of::<T>()),
+            lines,
+            of: PhantomData,
+        };
+        buffer.ensure(len);
+        buffer.len = len;
+        buffer
+    }
+
     /// At least `len` elements, of which the first `len` are returned.
     pub(crate) fn ensure(&mut self, len: usize) -> &mut [T] {
         if len > self.len {
@@ -69,6 +85,27 @@ impl<T: Plain> Buffer<T> {
     pub(crate) fn as_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `as_ref`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Buffers kept by a thread for its next use of `Buffer::used`.
+const SPARES: usize = 8;
+
+thread_local! {
+    static SPARE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        // A thread that ends has no spares any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut all = spare.take();
+            if !lines.is_empty() && all.len() < SPARES {
+                all.push(lines);
+            }
+            spare.set(all);
+        });
     }
 }
 

@@ -94,6 +94,9 @@ fn tile<S: Simd, const R: usize, const T: usize>(
     put_tile(s, job, (panel.first + row, token), &sums);
 }
 
+/// How far ahead of its use memory is asked for in each of the row streams.
+const AHEAD: usize = 2 << 10;
+
 /// Rows of bfloat16 with one token, straight from their bytes: four row streams at a time.
 #[inline(always)]
 pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
@@ -113,7 +116,11 @@ pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
                 }
             }
             let x = s.bytes(x);
+            // What lies ahead of a row's end is the row after the next three.
+            let ahead = i * 64 + AHEAD;
+            let over = if ahead < rows[0].len() { 0 } else { ROWS - 1 };
             for r in 0..ROWS {
+                s.prefetch(rows[r].as_ptr().wrapping_add(ahead + over * rows[0].len()));
                 let w = if rest { &last[r] } else { &full[r][i] };
                 sums[r][0] = s.dot_bf16(sums[r][0], s.bytes(w), x);
             }

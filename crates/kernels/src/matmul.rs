@@ -151,16 +151,21 @@ pub(crate) fn put_tile<S: Simd, const R: usize, const T: usize>(
     sums: &[[S::F; T]; R],
 ) {
     for t in 0..T {
-        let sums: [f32; R] = if R == 4 {
-            let four = s.sum4(array(|r| sums[r % R][t]));
-            array(|r| four[r % 4])
+        let at = (token + t) * job.w.rows() + row;
+        if R == 4 && row + 4 <= job.rows.end {
+            let mut four = s.sum4(array(|r| sums[r % R][t]));
+            if let Some(bias) = job.bias {
+                four = array(|r| four[r] + bias[row + r]);
+            }
+            // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
+            unsafe { job.out.part(at, 4) }.copy_from_slice(&four);
         } else {
-            array(|r| s.sum(sums[r][t]))
-        };
-        for (r, sum) in (row..job.rows.end).zip(sums) {
-            let sum = job.bias.map_or(sum, |bias| sum + bias[r]);
-            // SAFETY: the region's tasks have disjoint row ranges, and this row is in this task's.
-            unsafe { job.out.set((token + t) * job.w.rows() + r, sum) }
+            for r in 0..R.min(job.rows.end.saturating_sub(row)) {
+                let sum = s.sum(sums[r][t]);
+                let sum = job.bias.map_or(sum, |bias| sum + bias[row + r]);
+                // SAFETY: as above.
+                unsafe { job.out.set(at + r, sum) }
+            }
         }
     }
 }

@@ -18,6 +18,8 @@ use std::ops::Range;
 const SMALL: usize = 16 << 10;
 /// Products below this many multiplications likewise.
 const SMALL_PRODUCTS: usize = 64 << 10;
+/// Multiplications that are worth a task of their own: some ten microseconds.
+const TASK_PRODUCTS: usize = 256 << 10;
 /// Attention of fewer multiplications likewise.
 const SMALL_ATTENTION: usize = 128 << 10;
 
@@ -505,12 +507,12 @@ fn jobs<'a>(
     jobs
 }
 
-/// Rows of a product given to one task: enough tasks for every thread to get several, each with
-/// enough work to be worth an index.
+/// Rows of a product given to one task: of a small product each thread gets one part, of a large one
+/// several, so that a late thread does not hold up the rest.
 fn rows_per_task(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
-    let even = w.rows() / (threads * 8);
-    let worthwhile = (32 << 10) / w.cols().saturating_mul(n).max(1);
-    even.max(worthwhile).next_multiple_of(4).max(4)
+    let each = w.rows().saturating_mul(w.cols()).saturating_mul(n) / threads;
+    let tasks = threads * (each / TASK_PRODUCTS).clamp(1, 8);
+    w.rows().div_ceil(tasks).next_multiple_of(4).max(4)
 }
 
 fn whole_rows(len: usize, cols: usize) -> usize {

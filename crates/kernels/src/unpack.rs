@@ -73,6 +73,9 @@ pub(crate) struct Pair<S: Simd> {
 pub(crate) trait Take<S: Simd> {
     fn group(&mut self, s: S, group: Group<S>);
     fn pair(&mut self, s: S, pair: Pair<S>);
+    /// Told of the bytes of each part before they are unpacked.
+    #[inline(always)]
+    fn reading(&mut self, _: S, _: &[u8]) {}
 }
 
 /// One storage format.
@@ -101,7 +104,9 @@ pub(crate) trait Format {
 pub(crate) fn row<S: Simd, F: Format>(s: S, layout: Layout, data: &[u8], to: &mut impl Take<S>) {
     let full = data.len() / F::BYTES;
     let (groups, rest) = data.split_at(full * F::BYTES);
+    to.reading(s, rest);
     for group in groups.chunks_exact(F::BYTES) {
+        to.reading(s, group);
         to.group(s, F::group(s, group));
     }
     if layout.groups > full {

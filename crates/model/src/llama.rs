@@ -33,14 +33,42 @@ pub fn forward<P: Probe>(
     check(weights, batch, cache)?;
     let mut pass = Pass::new(weights, batch, cache, probe)?;
     let mut x = pass.embed()?; // (n, hidden)
+    let mut room = Room::new(&weights.config, x.len() / weights.config.hidden);
     for (i, layer) in weights.layers.iter().enumerate() {
         pass.see(Site::ResidPre, i, &[weights.config.hidden], &mut x);
-        pass.attention_block(i, layer, &mut x)?;
+        pass.attention_block(i, layer, &mut x, &mut room)?;
         pass.see(Site::ResidMid, i, &[weights.config.hidden], &mut x);
-        pass.mlp_block(i, layer, &mut x)?;
+        pass.mlp_block(i, layer, &mut x, &mut room)?;
         pass.see(Site::ResidPost, i, &[weights.config.hidden], &mut x);
     }
     pass.head(&x)
+}
+
+/// Memory for what a layer computes, used by all layers in turn; rows of (n, ...).
+struct Room {
+    /// Hidden rows: into and out of a block.
+    a: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    z: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl Room {
+    fn new(c: &Config, n: usize) -> Room {
+        let rows = |cols: usize| vec![0.0; n * cols];
+        Room {
+            a: rows(c.hidden),
+            q: rows(c.q_dim()),
+            k: rows(c.kv_dim()),
+            v: rows(c.kv_dim()),
+            z: rows(c.q_dim()),
+            gate: rows(c.ffn),
+            up: rows(c.ffn),
+        }
+    }
 }
 
 /// Everything about a batch that holds for all layers.
@@ -151,74 +179,73 @@ impl<'a, P: Probe> Pass<'a, P> {
     }
 
     /// x += Wo attention(norm(x))
-    fn attention_block(&mut self, i: usize, layer: &Layer, x: &mut [f32]) -> Result<()> {
+    fn attention_block(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        x: &mut [f32],
+        room: &mut Room,
+    ) -> Result<()> {
         let c = &self.w.config;
-        let (n, d, hd) = (self.n(), c.hidden, c.head_dim);
-        let mut a = vec![0.0; n * d];
-        self.k.rms_norm(x, &layer.attn_norm, c.norm_eps, &mut a);
-        self.see(Site::AttnIn, i, &[d], &mut a);
+        let (d, hd) = (c.hidden, c.head_dim);
+        let Room { a, q, k, v, z, .. } = room;
+        self.k.rms_norm(x, &layer.attn_norm, c.norm_eps, a);
+        self.see(Site::AttnIn, i, &[d], a);
 
-        let mut q = vec![0.0; n * c.q_dim()];
-        let mut k = vec![0.0; n * c.kv_dim()];
-        let mut v = vec![0.0; n * c.kv_dim()];
         self.project(
             i,
             layer,
-            &a,
+            a,
             &mut [
-                (Target::Q, &mut q),
-                (Target::K, &mut k),
-                (Target::V, &mut v),
+                (Target::Q, &mut *q),
+                (Target::K, &mut *k),
+                (Target::V, &mut *v),
             ],
         )?;
-        self.see(Site::Q, i, &[c.heads, hd], &mut q);
-        self.see(Site::K, i, &[c.kv_heads, hd], &mut k);
-        self.see(Site::V, i, &[c.kv_heads, hd], &mut v);
+        self.see(Site::Q, i, &[c.heads, hd], q);
+        self.see(Site::K, i, &[c.kv_heads, hd], k);
+        self.see(Site::V, i, &[c.kv_heads, hd], v);
         self.k
-            .rope(&mut q, c.heads, hd, &self.w.rope, &self.plan.positions);
+            .rope(q, c.heads, hd, &self.w.rope, &self.plan.positions);
         self.k
-            .rope(&mut k, c.kv_heads, hd, &self.w.rope, &self.plan.positions);
-        self.see(Site::RotQ, i, &[c.heads, hd], &mut q);
-        self.see(Site::RotK, i, &[c.kv_heads, hd], &mut k);
-        self.store(i, &k, &v);
-        drop((k, v));
+            .rope(k, c.kv_heads, hd, &self.w.rope, &self.plan.positions);
+        self.see(Site::RotQ, i, &[c.heads, hd], q);
+        self.see(Site::RotK, i, &[c.kv_heads, hd], k);
+        self.store(i, k, v);
 
-        let mut z = vec![0.0; n * c.q_dim()];
         if P::ON && (self.probe.wants(Site::Scores, i) || self.probe.wants(Site::Pattern, i)) {
-            self.attention_in_stages(i, &q, &mut z);
+            self.attention_in_stages(i, q, z);
         } else {
-            self.attention(i, &q, &mut z);
+            self.attention(i, q, z);
         }
-        self.see(Site::Z, i, &[c.heads, hd], &mut z);
-        self.project(i, layer, &z, &mut [(Target::O, &mut a)])?;
-        self.see(Site::AttnOut, i, &[d], &mut a);
-        add_to_residual(self.k, x, &a);
+        self.see(Site::Z, i, &[c.heads, hd], z);
+        self.project(i, layer, z, &mut [(Target::O, &mut *a)])?;
+        self.see(Site::AttnOut, i, &[d], a);
+        add_to_residual(self.k, x, a);
         Ok(())
     }
 
     /// x += Wdown(act(Wgate norm(x)) * Wup norm(x))
-    fn mlp_block(&mut self, i: usize, layer: &Layer, x: &mut [f32]) -> Result<()> {
+    fn mlp_block(&mut self, i: usize, layer: &Layer, x: &mut [f32], room: &mut Room) -> Result<()> {
         let c = &self.w.config;
-        let (n, d, f) = (self.n(), c.hidden, c.ffn);
-        let mut a = vec![0.0; n * d];
-        self.k.rms_norm(x, &layer.mlp_norm, c.norm_eps, &mut a);
-        self.see(Site::MlpIn, i, &[d], &mut a);
+        let (d, f) = (c.hidden, c.ffn);
+        let Room { a, gate, up, .. } = room;
+        self.k.rms_norm(x, &layer.mlp_norm, c.norm_eps, a);
+        self.see(Site::MlpIn, i, &[d], a);
 
-        let mut gate = vec![0.0; n * f];
-        let mut up = vec![0.0; n * f];
         self.project(
             i,
             layer,
-            &a,
-            &mut [(Target::Gate, &mut gate), (Target::Up, &mut up)],
+            a,
+            &mut [(Target::Gate, &mut *gate), (Target::Up, &mut *up)],
         )?;
-        self.see(Site::MlpPre, i, &[f], &mut gate);
-        self.see(Site::MlpPreLinear, i, &[f], &mut up);
-        self.k.gated(c.activation, &mut gate, &up);
-        self.see(Site::MlpPost, i, &[f], &mut gate);
-        self.project(i, layer, &gate, &mut [(Target::Down, &mut a)])?;
-        self.see(Site::MlpOut, i, &[d], &mut a);
-        add_to_residual(self.k, x, &a);
+        self.see(Site::MlpPre, i, &[f], gate);
+        self.see(Site::MlpPreLinear, i, &[f], up);
+        self.k.gated(c.activation, gate, up);
+        self.see(Site::MlpPost, i, &[f], gate);
+        self.project(i, layer, gate, &mut [(Target::Down, &mut *a)])?;
+        self.see(Site::MlpOut, i, &[d], a);
+        add_to_residual(self.k, x, a);
         Ok(())
     }
 

@@ -123,6 +123,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     fn sum(self, x: __m512) -> f32 {
         // SAFETY: see above.
         unsafe {
@@ -151,9 +156,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
             );
             let x = _mm512_add_ps(x, _mm512_permute_ps::<0x4e>(x));
             let x = _mm512_add_ps(x, _mm512_permute_ps::<0xb1>(x));
-            let mut out = [0.0; 16];
-            _mm512_storeu_ps(out.as_mut_ptr(), x);
-            [out[0], out[4], out[8], out[12]]
+            let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            let x = _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, x));
+            _mm_storeu_ps(out.as_mut_ptr(), x);
+            out
         }
     }
     #[inline(always)]

@@ -117,6 +117,10 @@ pub(crate) trait Simd: Copy {
     /// 2^n for integers n of -126..=127 given as floats; anything for other input.
     fn pow2(self, n: Self::F) -> Self::F;
 
+    /// Asks for the cache line at `at` to be loaded. A hint: it never faults, whatever the address.
+    #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+
     /// Sum of the lanes: halves added to each other, four times.
     fn sum(self, x: Self::F) -> f32;
     /// `sum` of four vectors, in the same order.
