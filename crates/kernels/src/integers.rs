@@ -266,8 +266,8 @@ pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut 
                 while t < end {
                     let to = &mut sums[place..];
                     t += match (S::WIDE, end - t) {
-                        (true, 4..) => part.tile::<S, 4, 4>(s, (row, t), to),
-                        (true, 2..) => part.tile::<S, 4, 2>(s, (row, t), to),
+                        (true, 3..) => part.tile::<S, 4, 3>(s, (row, t), to),
+                        (true, 2) => part.tile::<S, 4, 2>(s, (row, t), to),
                         (true, _) => part.tile::<S, 4, 1>(s, (row, t), to),
                         (false, 2..) => part.tile::<S, 2, 2>(s, (row, t), to),
                         (false, _) => part.tile::<S, 2, 1>(s, (row, t), to),
