@@ -402,10 +402,10 @@ impl Format for MXFP4 {
     }
 }
 
-/// Scales and offsets of two blocks of Q4_K or Q5_K, turned, with `odd` times the scales of the odd
-/// sub-blocks.
+/// Scales and offsets of two blocks of Q4_K or Q5_K from their first 16 bytes, turned, with `odd`
+/// times the scales of the odd sub-blocks: what `Simd::k_scales` is unless a level knows better.
 #[inline(always)]
-fn k_scales<S: Simd>(s: S, first: &[u8], second: &[u8], odd: f32) -> (S::F, S::F) {
+pub(crate) fn k_scales<S: Simd>(s: S, first: &[u8; 16], second: &[u8; 16], odd: f32) -> [S::F; 2] {
     let (a, b) = (
         scales_and_mins(part(first, 4)),
         scales_and_mins(part(second, 4)),
@@ -415,10 +415,10 @@ fn k_scales<S: Simd>(s: S, first: &[u8], second: &[u8], odd: f32) -> (S::F, S::F
     let d = eights(s, half(s, first, 0), half(s, second, 0));
     let d = s.mul(d, s.load(&array(|i| if i % 2 == 0 { 1.0 } else { odd })));
     let dmin = eights(s, -half(s, first, 2), -half(s, second, 2));
-    (
+    [
         s.turn(s.mul(s.load_i8(&scales), d)),
         s.turn(s.mul(s.load_i8(&mins), dmin)),
-    )
+    ]
 }
 
 /// The 32-byte runs of two blocks of Q4_K or Q5_K, two to a vector, in lanes.
@@ -438,7 +438,7 @@ impl Format for Q4_K {
         let data: &[u8; Self::BYTES] = part(data, 0);
         let (first, second) = data.split_at(144);
         // High nibbles stay where they are, times 16.
-        let (scale, offset) = k_scales(s, first, second, 1.0 / 16.0);
+        let [scale, offset] = s.k_scales(part(first, 0), part(second, 0), 1.0 / 16.0);
         let runs = k_columns(s, first, second, 16);
         let q = four!(|i| s.zip(s.and(runs[i], 0x0f), s.and(runs[i], 0xf0)));
         Group {
@@ -458,7 +458,7 @@ impl Format for Q5_K {
     fn group<S: Simd>(s: S, data: &[u8]) -> Group<S> {
         let data: &[u8; Self::BYTES] = part(data, 0);
         let (first, second) = data.split_at(176);
-        let (scale, offset) = k_scales(s, first, second, 1.0);
+        let [scale, offset] = s.k_scales(part(first, 0), part(second, 0), 1.0);
         // Bit g of byte l is the fifth of value l of sub-block g; vector i holds the sub-blocks
         // 4i..4i+4 of a block in its low and high nibbles.
         let mut low = [s.bits(0, 0); 4];

@@ -327,6 +327,47 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         }
     }
     #[inline(always)]
+    fn k_scales(self, first: &[u8; 16], second: &[u8; 16], odd: f32) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let load = |x: &[u8; 16]| _mm_loadu_si128(x.as_ptr().cast());
+            let x = _mm256_set_m128i(load(second), load(first));
+            // In each half 8 scales, then 8 mins; of each the first four are six bits of a byte, the
+            // last four a nibble below two bits of another byte.
+            let low = _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+            let top = _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11);
+            let mask = _mm_set_epi32(0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f);
+            let both = |x| _mm256_broadcastsi128_si256(x);
+            let low = _mm256_shuffle_epi8(x, both(low));
+            let low = _mm256_mask_srli_epi32::<4>(low, 0x88, low);
+            let top = _mm256_srli_epi16::<2>(_mm256_shuffle_epi8(x, both(top)));
+            let top = _mm256_and_si256(top, _mm256_set1_epi8(0x30));
+            let x8 = _mm256_or_si256(_mm256_and_si256(low, both(mask)), top);
+            // Eight times d, eight times dmin.
+            let eights = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            let signs: [f32; 16] = array(|i| match i {
+                8.. => -1.0,
+                _ if i % 2 == 1 => odd,
+                _ => 1.0,
+            });
+            let signs = _mm512_loadu_ps(signs.as_ptr());
+            let scaled = |x8: __m128i, halves: __m128i| {
+                let d = _mm512_castps128_ps512(_mm_cvtph_ps(halves));
+                let d = _mm512_mul_ps(_mm512_permutexvar_ps(eights, d), signs);
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x8)), d)
+            };
+            let a = scaled(_mm256_castsi256_si128(x8), _mm256_castsi256_si128(x));
+            let upper = _mm256_extracti128_si256::<1>(x8);
+            let b = scaled(upper, _mm256_extracti128_si256::<1>(x));
+            let scales = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
+            let mins = _mm512_add_epi32(scales, _mm512_set1_epi32(8));
+            [
+                _mm512_permutex2var_ps(a, scales, b),
+                _mm512_permutex2var_ps(a, mins, b),
+            ]
+        }
+    }
+    #[inline(always)]
     fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> __m512 {
         // Halves reached by one load: of four blocks where 64 bytes do, else of two.
         let step = if 3 * BYTES + 2 <= 64 { 4 } else { 2 };

@@ -170,6 +170,11 @@ pub(crate) trait Simd: Copy {
     fn float(self, x: Self::N) -> Self::F;
     /// Lane 4l + i of the result is lane 4i + l of `x`.
     fn turn(self, x: Self::F) -> Self::F;
+    /// See `unpack::k_scales`.
+    #[inline(always)]
+    fn k_scales(self, first: &[u8; 16], second: &[u8; 16], odd: f32) -> [Self::F; 2] {
+        crate::unpack::k_scales(self, first, second, odd)
+    }
     /// The 16 IEEE halves at the starts of blocks of `BYTES` bytes (an even number, at most 62),
     /// widened and turned; `data` holds at least 16 blocks less what follows the last half.
     fn turned_halves<const BYTES: usize>(self, data: &[u8]) -> Self::F;
