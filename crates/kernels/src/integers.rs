@@ -78,13 +78,18 @@ impl<S: Simd, F: Format> Dot<'_, S, F> {
 /// How far ahead of its use memory is asked for: what arrives in the time that it takes to arrive.
 const AHEAD: usize = 4 << 10;
 
+/// Asks for the bytes that lie `AHEAD` of `data`: the rows lie behind each other.
+#[inline(always)]
+fn ask_ahead<S: Simd>(s: S, data: &[u8]) {
+    for at in (0..data.len()).step_by(64) {
+        s.prefetch(data.as_ptr().wrapping_add(AHEAD + at));
+    }
+}
+
 impl<S: Simd, F: Format> Take<S> for Dot<'_, S, F> {
     #[inline(always)]
     fn reading(&mut self, s: S, data: &[u8]) {
-        // The rows lie behind each other.
-        for at in (0..data.len()).step_by(64) {
-            s.prefetch(data.as_ptr().wrapping_add(AHEAD + at));
-        }
+        ask_ahead(s, data);
     }
 
     #[inline(always)]
@@ -189,6 +194,11 @@ impl<F: Format> Keep<'_, F> {
 
 impl<S: Simd, F: Format> Take<S> for Keep<'_, F> {
     #[inline(always)]
+    fn reading(&mut self, s: S, data: &[u8]) {
+        ask_ahead(s, data);
+    }
+
+    #[inline(always)]
     fn group(&mut self, s: S, group: Group<S>) {
         self.put(s, &group.q[..F::BLOCK / 4], group.scale, group.offset);
     }
@@ -266,6 +276,7 @@ pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut 
                 while t < end {
                     let to = &mut sums[place..];
                     t += match (S::WIDE, end - t) {
+                        (true, 4) => part.tile::<S, 4, 4>(s, (row, t), to),
                         (true, 3..) => part.tile::<S, 4, 3>(s, (row, t), to),
                         (true, 2) => part.tile::<S, 4, 2>(s, (row, t), to),
                         (true, _) => part.tile::<S, 4, 1>(s, (row, t), to),

@@ -28,6 +28,8 @@ use std::ops::Range;
 const PANEL_BYTES: usize = 128 << 10;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
+/// Tokens that do not need a larger panel than one of few rows.
+const FEW: usize = 24;
 /// Rows of a panel are a multiple of every tile's rows.
 pub(crate) const ROWS: usize = 4;
 
@@ -93,7 +95,7 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
 /// The task's rows in parts that fit a panel.
 fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     // A few tokens meet each row a few times: their panel should stay close.
-    let bytes = if job.x.n <= 8 { 0 } else { PANEL_BYTES };
+    let bytes = if job.x.n <= FEW { 0 } else { PANEL_BYTES };
     let step = (bytes / row_bytes.max(1) / ROWS * ROWS).max(ROWS);
     let end = job.rows.end;
     job.rows
