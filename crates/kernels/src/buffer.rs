@@ -127,7 +127,6 @@ pub(crate) struct Scratch {
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
-    static PARTS: Cell<Buffer<f32>> = const { Cell::new(Buffer::empty()) };
 }
 
 /// Runs `f` with this thread's scratch.
@@ -142,14 +141,6 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     });
     let result = f(&mut scratch);
     SCRATCH.set(Some(scratch));
-    result
-}
-
-/// Runs `f` with this thread's memory for what the tasks of a region hand to their caller.
-pub(crate) fn with_parts<R>(f: impl FnOnce(&mut Buffer<f32>) -> R) -> R {
-    let mut parts = PARTS.replace(Buffer::empty());
-    let result = f(&mut parts);
-    PARTS.set(parts);
     result
 }
 

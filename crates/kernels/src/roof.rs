@@ -4,8 +4,8 @@
 //! work; values never do. How work is split never changes results.
 
 use crate::activations::{Activations, Form};
-use crate::attention::{self, Attend, Field, Strip};
-use crate::buffer::{Buffer, Shared, with_parts, with_scratch};
+use crate::attention::{self, Attend, Field};
+use crate::buffer::{Shared, with_scratch};
 use crate::kv;
 use crate::matmul::{self, Job};
 use crate::pool::Pool;
@@ -20,8 +20,6 @@ const SMALL: usize = 16 << 10;
 const SMALL_PRODUCTS: usize = 64 << 10;
 /// Multiplications that are worth a task of their own: some ten microseconds.
 const TASK_PRODUCTS: usize = 256 << 10;
-/// Attention of fewer multiplications likewise.
-const SMALL_ATTENTION: usize = 128 << 10;
 
 /// A level, a compute mode and a pool of threads. Shared freely between threads; calls from several
 /// threads at once are sound, but only one of them has the pool at a time.
@@ -247,69 +245,11 @@ impl Kernels {
     /// sum of values by these weights. All of `work` shares the pool. Panics if a length does not fit
     /// or a span goes beyond the pages.
     pub fn attention(&self, work: &mut [Attend<'_>]) {
-        let mut fields = Vec::with_capacity(work.len());
-        for a in work {
+        for a in &*work {
             check_queries(a, a.out.len());
-            fields.push((Field::new(a), Shared::new(a.out)));
         }
-        let of = |(field, out)| Field::strips(field).map(move |strip| (field, out, strip));
-        let strips: Vec<_> = fields
-            .iter()
-            .flat_map(|(field, out)| of((field, *out)))
-            .collect();
-        let cost: usize = strips
-            .iter()
-            .map(|(field, _, strip)| strip.work(field))
-            .sum();
-        if self.threads() > 1 && cost >= SMALL_ATTENTION && strips.len() < 4 * self.threads() {
-            return with_parts(|parts| self.deep_attention(&strips, parts));
-        }
-        // Later rows see more keys: with the long tasks first, the threads end together.
-        let last = strips.len().saturating_sub(1);
-        let task = |i: usize| {
-            let (field, out, strip) = &strips[last - i];
-            with_scratch(|scratch| attention::whole(&self.table, field, strip, *out, scratch));
-        };
-        if cost < SMALL_ATTENTION {
-            return (0..strips.len()).for_each(task);
-        }
-        self.pool.run(strips.len(), &task);
-    }
-
-    /// As `attention`, for few strips: each is cut between its blocks.
-    fn deep_attention(&self, strips: &[(&Field<'_>, Shared<'_>, Strip)], parts: &mut Buffer<f32>) {
-        // Enough tasks for the threads to end together.
-        let cuts = (4 * self.threads()).div_ceil(strips.len().max(1));
-        let mut tasks = Vec::with_capacity(strips.len() * cuts);
-        let mut starts = Vec::with_capacity(strips.len() + 1);
-        let mut floats = 0;
-        for (field, _, strip) in strips {
-            starts.push(floats);
-            let blocks = strip.blocks();
-            let step = blocks.len().div_ceil(cuts).max(1);
-            for first in blocks.clone().step_by(step) {
-                tasks.push((field, strip, first..blocks.end.min(first + step), floats));
-                floats += strip.floats(field) * step.min(blocks.end - first);
-            }
-        }
-        starts.push(floats);
-        let all = Shared::new(parts.ensure(floats));
-        self.pool.run(tasks.len(), &|i| {
-            let (field, strip, blocks, start) = tasks[i].clone();
-            // SAFETY: each task has its own parts.
-            let parts = unsafe { all.part(start, strip.floats(field) * blocks.len()) };
-            with_scratch(|scratch| {
-                attention::parts(&self.table, field, strip, blocks, parts, scratch);
-            });
-        });
-        let all = parts.as_ref();
-        self.pool.run(strips.len(), &|i| {
-            let (field, out, strip) = &strips[i];
-            let parts = &all[starts[i]..starts[i + 1]];
-            with_scratch(|scratch| {
-                attention::join(&self.table, field, strip, parts, *out, scratch);
-            });
-        });
+        let pool = |n: usize, task: &(dyn Fn(usize) + Sync)| self.pool.run(n, task);
+        attention::run(&self.table, work, self.threads(), pool);
     }
 
     /// The first stage of `attention` alone: `scores [n, heads, keys]`, scaled, `-inf` outside the

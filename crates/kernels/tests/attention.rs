@@ -262,6 +262,118 @@ fn bits_depend_on_the_query_alone() {
     }
 }
 
+/// Spans that end before, at and after borders of blocks, and that start late.
+fn across_blocks(tokens: usize) -> Vec<Range<usize>> {
+    let starts = [0, 1, 200, 255, 256, 257, tokens - 1];
+    let ends = [tokens, tokens - 1, tokens / 2, 256, 257];
+    let mut spans: Vec<_> = starts.iter().map(|s| (*s).min(tokens)..tokens).collect();
+    spans.extend(ends.map(|e| 0..e.min(tokens)));
+    spans.extend([
+        3..3,
+        tokens / 3..tokens / 2,
+        240.min(tokens - 1)..270.min(tokens),
+    ]);
+    spans
+}
+
+/// One thread takes strips whole, more cut them between blocks; one row reads pages, many read
+/// panels.
+#[test]
+fn blocks_do_not_show() {
+    let (kv_heads, group, dim) = (2, 3, 64);
+    let heads = kv_heads * group;
+    let row = heads * dim;
+    for level in Level::available() {
+        let pools: Vec<_> = (1..=4)
+            .map(|t| Kernels::new(level, Compute::Fast, t).unwrap())
+            .collect();
+        for (i, ty) in TYPES.into_iter().enumerate() {
+            for (j, tokens) in [255, 256, 257, 600, 1100].into_iter().enumerate() {
+                let spans = across_blocks(tokens);
+                let q = Random(12).floats(spans.len() * row);
+                let whole = [32, 16, 21, 512].map(|page| {
+                    let layout = KvLayout::new(ty, kv_heads, dim, page).unwrap();
+                    let cache = Cache::new(&pools[0], layout, tokens, &mut Random(11));
+                    let whole = fused(&pools[0], &cache, &q, heads, &spans);
+                    // Each pool sees each number of rows and each size of page, in turns.
+                    for (t, k) in pools.iter().enumerate() {
+                        let chunk = [1, 2, 4, spans.len()][(t + i + j + page / 16) % 4];
+                        let parts: Vec<f32> = q
+                            .chunks(chunk * row)
+                            .zip(spans.chunks(chunk))
+                            .flat_map(|(q, spans)| fused(k, &cache, q, heads, spans))
+                            .collect();
+                        let what = format!("{level} {layout:?} {tokens} tokens by {chunk}");
+                        assert_eq!(bits(&parts), bits(&whole), "{what}");
+                    }
+                    if page == 32 {
+                        let expected = naive(&cache, &q, heads, &spans);
+                        for (i, (got, expected)) in whole.iter().zip(expected).enumerate() {
+                            let empty = spans[i / row].is_empty();
+                            let expected = if empty { 0.0 } else { expected };
+                            let error = (f64::from(*got) - expected).abs();
+                            assert!(error <= tolerance(ty), "{level} {ty} {got} {expected}");
+                        }
+                    }
+                    bits(&whole)
+                });
+                assert!(
+                    whole.iter().all(|w| *w == whole[0]),
+                    "{level} {ty} {tokens} tokens"
+                );
+            }
+        }
+    }
+}
+
+/// More queries than a strip holds, chunks of a prompt that begin anywhere, several sequences.
+#[test]
+fn chunks_of_a_prompt_do_not_show() {
+    let (heads, dim, tokens) = (3, 64, 600);
+    let row = heads * dim;
+    for level in Level::available() {
+        if level == Level::Scalar && cfg!(debug_assertions) {
+            continue;
+        }
+        let pools = [1, 3].map(|t| Kernels::new(level, Compute::Fast, t).unwrap());
+        for ty in TYPES {
+            let layout = KvLayout::new(ty, 1, dim, 32).unwrap();
+            let cache = Cache::new(&pools[0], layout, tokens, &mut Random(13));
+            let q = Random(14).floats(330 * row);
+            // Windows of 300 keys: they start late, and in the middle of a block.
+            let spans: Vec<_> = causal(330, tokens)
+                .into_iter()
+                .map(|s| s.end.saturating_sub(300)..s.end)
+                .collect();
+            let whole = fused(&pools[0], &cache, &q, heads, &spans);
+            let (pages, scale) = (cache.pages(), 1.0 / (dim as f32).sqrt());
+            for k in &pools {
+                for cuts in [[330, 330], [1, 330], [7, 201], [64, 65]] {
+                    let ends = [0, cuts[0], cuts[1], 330];
+                    let mut got = vec![f32::NAN; q.len()];
+                    let mut rest = &mut got[..];
+                    let mut work = Vec::new();
+                    for ends in ends.windows(2) {
+                        let out;
+                        (out, rest) = rest.split_at_mut((ends[1] - ends[0]) * row);
+                        work.push(Attend {
+                            layout,
+                            pages: &pages,
+                            q: &q[ends[0] * row..ends[1] * row],
+                            heads,
+                            spans: &spans[ends[0]..ends[1]],
+                            scale,
+                            out,
+                        });
+                    }
+                    k.attention(&mut work);
+                    assert_eq!(bits(&got), bits(&whole), "{level} {ty} {cuts:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn page_size_does_not_change_bits() {
     for level in Level::available() {

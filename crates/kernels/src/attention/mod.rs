@@ -16,10 +16,12 @@
 //! 3. Keys lie dimension by dimension in groups of 16 (see `kv`): no sum goes across lanes.
 //! 4. A strip that is deep and has few neighbours is cut between blocks, for all threads to share.
 
+mod plan;
 mod source;
 mod stages;
 mod tile;
 
+pub(crate) use plan::run;
 pub(crate) use stages::{mix, pattern, scores};
 
 use crate::buffer::{Scratch, Shared};
@@ -133,7 +135,7 @@ impl<'a> Field<'a> {
     }
 
     /// All strips.
-    pub(crate) fn strips(&self) -> impl Iterator<Item = Strip> {
+    fn strips(&self) -> impl Iterator<Item = Strip> {
         let (queries, group) = (self.queries(), self.group());
         let cut = move |kv_head| {
             let queries = (0..queries)
@@ -175,17 +177,17 @@ pub(crate) struct Strip {
 
 impl Strip {
     /// The blocks that hold keys of the strip.
-    pub(crate) fn blocks(&self) -> Range<usize> {
+    fn blocks(&self) -> Range<usize> {
         self.seen.start / BLOCK..self.seen.end.div_ceil(BLOCK)
     }
 
     /// Multiplications of the two products, about.
-    pub(crate) fn work(&self, field: &Field<'_>) -> usize {
+    fn work(&self, field: &Field<'_>) -> usize {
         2 * self.queries.len() * self.seen.len() * field.layout.head_dim
     }
 
     /// Floats of the parts of one block.
-    pub(crate) fn floats(&self, field: &Field<'_>) -> usize {
+    fn floats(&self, field: &Field<'_>) -> usize {
         self.queries.len() * field.part()
     }
 }
@@ -206,13 +208,7 @@ macro_rules! by_type {
 use by_type;
 
 /// The whole attention of a strip, into its own queries of `out`.
-pub(crate) fn whole(
-    table: &Table,
-    field: &Field<'_>,
-    strip: &Strip,
-    out: Shared<'_>,
-    scratch: &mut Scratch,
-) {
+fn whole(table: &Table, field: &Field<'_>, strip: &Strip, out: Shared<'_>, scratch: &mut Scratch) {
     let floats = strip.floats(field);
     let all = scratch
         .floats
@@ -229,7 +225,7 @@ pub(crate) fn whole(
 }
 
 /// The parts of a strip from some of its blocks: `parts [blocks][queries][part]`.
-pub(crate) fn parts(
+fn parts(
     table: &Table,
     field: &Field<'_>,
     strip: &Strip,
@@ -244,7 +240,7 @@ pub(crate) fn parts(
 }
 
 /// Folds the parts of all blocks of a strip, as `parts` has made them.
-pub(crate) fn join(
+fn join(
     table: &Table,
     field: &Field<'_>,
     strip: &Strip,

@@ -10,10 +10,15 @@ use crate::simd::{LANES, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
+/// Tokens from what is used to what is prefetched.
+const AHEAD: usize = 64;
+
 /// How 16 stored elements become a vector of floats.
 pub(super) trait Element: Copy {
     /// 16 elements.
     type Lanes: Copy + 'static;
+    /// They lie in memory that is worth asking for ahead of its use.
+    const FAR: bool = true;
     /// Cuts stored bytes, or nothing for elements that are not stored.
     fn cut(bytes: &[u8]) -> &[Self::Lanes];
     /// 16 elements, times their scales.
@@ -89,6 +94,7 @@ impl Element for Q8 {
 pub(super) struct Wide;
 impl Element for Wide {
     type Lanes = [f32; LANES];
+    const FAR: bool = false;
     #[inline(always)]
     fn cut(_: &[u8]) -> &[[f32; LANES]] {
         &[]
@@ -107,6 +113,8 @@ pub(super) struct Keys<'a, E: Element> {
     /// Lane of the key that was asked for, and how many keys follow in this group, it included.
     pub(super) lane: usize,
     pub(super) len: usize,
+    /// Elements that will be wanted some pages later; to prefetch only.
+    pub(super) ahead: *const E::Lanes,
 }
 
 /// Neighbouring rows of values, from the one that was asked for.
@@ -115,6 +123,8 @@ pub(super) struct Values<'a, E: Element> {
     pub(super) scales: &'a [u8],
     pub(super) elements: &'a [E::Lanes], // (len, padded / 16)
     pub(super) len: usize,
+    /// As with keys.
+    pub(super) ahead: *const E::Lanes,
 }
 
 /// Keys and values of one key-value head, by token.
@@ -158,19 +168,18 @@ impl<'a, E: Element> Source<'a> for Paged<'a, E> {
     fn keys(&self, t: usize) -> Keys<'a, E> {
         let l = &self.layout;
         let slot = t % l.page;
-        let head = &self.pages[t / l.page][self.kv_head * l.key_head_bytes()..];
-        let group = &head[slot / GROUP * l.group_bytes()..][..l.group_bytes()];
+        let at = self.kv_head * l.key_head_bytes() + slot / GROUP * l.group_bytes();
+        let group = &self.pages[t / l.page][at..][..l.group_bytes()];
         let (scales, elements) = group.split_at(l.group_scale_bytes());
         let lane = slot % GROUP;
-        if let Some(next) = self.pages.get(t / l.page + 1) {
-            let at = self.kv_head * l.key_head_bytes() + slot / GROUP * l.group_bytes();
-            prefetch(&next[at..][..l.group_bytes()]);
-        }
+        let ahead = self.ahead(t).wrapping_add(at);
+        lines(ahead, scales.len());
         Keys {
             scales,
             elements: E::cut(elements),
             lane,
             len: (GROUP - lane).min(l.page - slot),
+            ahead: ahead.wrapping_add(scales.len()).cast(),
         }
     }
 
@@ -181,9 +190,9 @@ impl<'a, E: Element> Source<'a> for Paged<'a, E> {
         let head = l.kv_heads * l.key_head_bytes() + self.kv_head * l.value_head_bytes();
         let bytes = &self.pages[t / l.page][head..][..l.value_head_bytes()];
         let (scales, elements) = bytes.split_at(l.value_scale_bytes());
-        if let Some(next) = self.pages.get(t / l.page + 1) {
-            prefetch(&next[head..][..l.value_head_bytes()]);
-        }
+        let ahead = self.ahead(t).wrapping_add(head);
+        lines(ahead, scales.len());
+        let at = scales.len() + slot * l.padded() * l.ty.bytes();
         Values {
             scales: if scales.is_empty() {
                 scales
@@ -192,22 +201,41 @@ impl<'a, E: Element> Source<'a> for Paged<'a, E> {
             },
             elements: &E::cut(elements)[slot * l.padded() / LANES..],
             len: l.page - slot,
+            ahead: ahead.wrapping_add(at).cast(),
         }
     }
 }
 
-/// Asks for the next page's part while this one is used: pages lie far apart, and the processor's own
-/// prefetching starts anew in each.
+impl<E> Paged<'_, E> {
+    /// The start of the page that follows that of token `t` by about [`AHEAD`] tokens, or its own.
+    #[inline(always)]
+    fn ahead(&self, t: usize) -> *const u8 {
+        let page = t / self.layout.page;
+        let ahead = self.pages.get(page + AHEAD.div_ceil(self.layout.page));
+        ahead.unwrap_or(&self.pages[page]).as_ptr()
+    }
+}
+
+/// Prefetches some bytes.
 #[inline(always)]
-fn prefetch(bytes: &[u8]) {
+fn lines(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch(at.wrapping_add(line));
+    }
+}
+
+/// Asks for memory that will be read: pages lie far apart, and the processor's own prefetching starts
+/// anew in each.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint that accesses nothing; every x86-64 processor has SSE.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = at;
 }
 
 /// Keys and values of one block, widened: groups of 16 keys, then rows of values.
@@ -296,6 +324,7 @@ impl<'a> Source<'a> for Panels<'a> {
             elements: &self.keys[at / LANES * self.dim..][..self.dim],
             lane,
             len: LANES - lane,
+            ahead: std::ptr::null(),
         }
     }
 
@@ -306,6 +335,7 @@ impl<'a> Source<'a> for Panels<'a> {
             scales: &[],
             elements: &self.values[at * (self.values.len() / self.len)..],
             len: self.len - at,
+            ahead: std::ptr::null(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! A score is one chain of multiply-adds over the dimensions, and a weighted value one chain over
 //! the keys, in ascending order: the size of the tile changes nothing.
 
-use super::source::{Element, Keys, Source, Values};
+use super::source::{Element, Keys, Source, Values, prefetch};
 use crate::kv::Q8_BLOCK;
 use crate::simd::{LANES, Simd, array};
 use std::ops::Range;
@@ -63,12 +63,10 @@ fn scores_of<'a, S: Simd, K: Source<'a>, const R: usize>(
 ) {
     let q: [&[f32]; R] = array(|i| q[i]);
     // Four groups by six queries fill 24 of 32 registers, one by six 12 of 16.
-    if !S::WIDE {
-        scores_by::<S, K, R, 1>(s, source, (&q, scale), keys, out, place);
-    } else if K::TILE == 6 {
+    if S::WIDE {
         scores_by::<S, K, R, 4>(s, source, (&q, scale), keys, out, place);
     } else {
-        scores_by::<S, K, R, 2>(s, source, (&q, scale), keys, out, place);
+        scores_by::<S, K, R, 1>(s, source, (&q, scale), keys, out, place);
     }
 }
 
@@ -144,7 +142,11 @@ fn dots<S: Simd, E: Element, const R: usize, const C: usize>(
         let scales: [S::F; C] = array(|c| E::key_scales(s, groups[c].scales, first / Q8_BLOCK));
         let keys: [&[E::Lanes]; C] = array(|c| &groups[c].elements[first..first + n]);
         let q: [&[f32]; R] = array(|i| &q[i][first..first + n]);
+        let ahead: [*const E::Lanes; C] = array(|c| groups[c].ahead.wrapping_add(first));
         for d in 0..n {
+            if E::FAR {
+                (0..C).for_each(|c| prefetch(ahead[c].wrapping_add(d)));
+            }
             let key: [S::F; C] = array(|c| E::load(s, &keys[c][d], scales[c]));
             for i in 0..R {
                 let x = s.splat(q[i][d]);
@@ -220,12 +222,19 @@ fn add_part<'a, S: Simd, K: Source<'a>, const R: usize, const V: usize>(
             scales,
             elements,
             len,
+            ahead,
         } = source.values(t);
+        let ahead = ahead.wrapping_add(first);
         let take = len.min(keys.end - t);
         let elements = &elements[..take * vectors];
         let w: [&[f32]; R] = array(|i| &weights[i][t - keys.start..][..take]);
         for j in 0..take {
             let row = &elements[j * vectors + first..][..V];
+            for v in 0..V {
+                if K::E::FAR && v * size_of::<<K::E as Element>::Lanes>() % 64 == 0 {
+                    prefetch(ahead.wrapping_add(j * vectors + v));
+                }
+            }
             let value: [S::F; V] = array(|v| {
                 // Two vectors make a block of 32.
                 let scale = K::E::value_scale(s, scales, (j * vectors + first + v) / 2);
