@@ -152,6 +152,7 @@ pub(crate) fn put_tile<S: Simd, const R: usize, const T: usize>(
     (row, token): (usize, usize),
     sums: &[[S::F; T]; R],
 ) {
+    #[expect(clippy::needless_range_loop, reason = "the sums are rows by tokens")]
     for t in 0..T {
         let at = (token + t) * job.w.rows() + row;
         if R == 4 && row + 4 <= job.rows.end {

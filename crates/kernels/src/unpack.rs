@@ -254,6 +254,7 @@ impl Format for Q4_1 {
 #[inline(always)]
 fn fives<S: Simd, const BYTES: usize>(s: S, data: &[u8], at: usize) -> [S::B; 8] {
     let mut values = [[s.bits(0, 0); 4]; 2];
+    #[expect(clippy::needless_range_loop, reason = "two arrays are filled")]
     for i in 0..4 {
         let block = |l: usize| (4 * i + l) * BYTES + at;
         let both = nibbles(s, s.quarters(four!(|l| part(data, block(l)))));
@@ -579,7 +580,7 @@ impl Format for Q6_K {
         let values = four!(|i| {
             let low = nibbles(s, s.bytes(part(data, 64 * (i / 2))))[i % 2];
             let high = s.quarters(four!(|l| part(data, 128 + 32 * (i / 2) + 16 * (l % 2))));
-            let bits = if i % 2 == 0 {
+            let bits = if [0, 2].contains(&i) {
                 s.shl(high, [4, 4, 2, 2])
             } else {
                 s.shr(high, [0, 0, 2, 2])
