@@ -25,7 +25,7 @@ use crate::unpack::{self, Layout};
 use std::ops::Range;
 
 /// Panel size in bytes: a share of a core's second-level cache.
-const PANEL_BYTES: usize = 128 << 10;
+const PANEL_BYTES: usize = 256 << 10;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
 /// Tokens that do not need a larger panel than one of few rows.
