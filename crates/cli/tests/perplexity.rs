@@ -215,7 +215,8 @@ fn the_default_model_reaches_the_published_perplexity() {
     }
     std::fs::write(&file, &text[..cut]).expect("written");
     let file = file.to_str().expect("UTF-8");
-    for (compute, within) in [("f32", 5e-4), ("fast", 1e-2)] {
+    // Eight-bit activations cost half a percent over the whole text, and more or less over few chunks.
+    for (compute, within) in [("f32", 5e-4), ("fast", 2e-2)] {
         let args = [
             "perplexity",
             model,

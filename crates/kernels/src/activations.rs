@@ -7,8 +7,9 @@
 
 use crate::Type;
 use crate::buffer::{Buffer, Shared};
+use crate::layout::Layout;
 use crate::simd::{LANES, Simd, array, four};
-use crate::unpack::{self, Layout};
+use crate::unpack;
 
 /// Largest magnitude of a rounded activation.
 const Q_MAX: f32 = 127.0;
@@ -40,7 +41,7 @@ pub(crate) struct Rounded {
     sums: Buffer<f32>,
 }
 
-/// One rounded row, lane by lane as in [`Layout`]: `x ≈ d q`; `ints` the sums of `q`, `sums` those of
+/// One rounded row, lane by lane as in `Layout`: `x ≈ d q`; `ints` the sums of `q`, `sums` those of
 /// `d q`. A NaN or an infinity makes `d` NaN, and with it every product.
 #[derive(Clone, Copy)]
 pub(crate) struct Row<'a> {

@@ -6,9 +6,10 @@ use crate::Type;
 use crate::activations::{Rounded, Row};
 use crate::buffer::Buffer;
 use crate::floats::Floats;
+use crate::layout::Layout;
 use crate::matmul::{Job, ROWS, put_tile};
 use crate::simd::{LANES, Simd, array};
-use crate::unpack::{self, Format, Group, Layout, Pair, Take, with_format};
+use crate::unpack::{self, Format, Group, Pair, Take, with_format};
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -4,9 +4,10 @@
 //! tensor name, no file format and no tokens.
 //!
 //! From the ground up: `types` and `blocks` (storage types, the plain reference of each), `simd`
-//! (vectors of 16 lanes per processor level, and at its top the table of functions), `unpack`,
-//! `matmul`, `ops`, `exp`, `attention` and `kv` (the algorithms, each written once), `pool` and
-//! `buffer` (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
+//! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
+//! `unpack` (the common form of quantised rows), `activations`, `integers`, `floats` and `matmul`
+//! (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
+//! (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -22,6 +23,7 @@ mod exp;
 mod floats;
 mod integers;
 mod kv;
+mod layout;
 mod level;
 pub mod limits;
 mod matmul;

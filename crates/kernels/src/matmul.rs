@@ -19,9 +19,10 @@ use crate::activations::{Activations, Form};
 use crate::buffer::{Scratch, Shared};
 use crate::floats::{Floats, Halves};
 use crate::integers::{self, Panel};
+use crate::layout::Layout;
 use crate::simd::table::Table;
 use crate::simd::{Simd, array};
-use crate::unpack::{self, Layout};
+use crate::unpack;
 use std::ops::Range;
 
 /// Panel size in bytes: a share of a core's second-level cache.

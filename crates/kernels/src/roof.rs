@@ -133,9 +133,9 @@ impl Kernels {
 
     /// `out[n, rows] = x[n, cols] · wᵀ + bias` for each product, all in one parallel region.
     ///
-    /// Compute `fast` uses 16-bit activations for quantised weights and f32 ones for F32, F16 and
-    /// BF16; compute `f32` uses f32 throughout. Panics if a length does not fit, or if `x` was not
-    /// prepared for a product's type.
+    /// Compute `fast` uses 8-bit activations for quantised weights, bfloat16 ones for BF16 on the
+    /// level that multiplies such pairs, and f32 ones for the rest; compute `f32` uses f32
+    /// throughout. Panics if a length does not fit, or if `x` was not prepared for a product's type.
     pub fn matmul(&self, x: &Activations<'_>, products: &mut [Product<'_>]) {
         let size = |p: &Product<'_>| p.w.rows().saturating_mul(p.w.cols()).saturating_mul(x.n);
         let work = products.iter().map(size).fold(0, usize::saturating_add);

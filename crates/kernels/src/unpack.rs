@@ -1,6 +1,6 @@
 //! Weight rows of every quantised type, unpacked to one common form.
 //!
-//! A row falls into groups of 16 blocks that share a scale, one block to a lane (see [`Layout`]). In
+//! A row falls into groups of 16 blocks that share a scale, one block to a lane (see `layout`). In
 //! unpacked form a group is a few vectors of unsigned bytes, word `lane` of vector v holding values
 //! 4v..4v+4 of the lane's block, with a vector of scales and one of offsets:
 //! `w = (byte - ZERO) · scale + offset`. Every factor of a scale is exact in f32 and every product
@@ -13,46 +13,11 @@
 
 use crate::Type;
 use crate::blocks::{E2M1_DOUBLED, IQ4_VALUES, e8m0_half, scales_and_mins};
-use crate::simd::{LANES, Simd, array, eight, four, part};
+use crate::layout::Layout;
+use crate::simd::{Simd, array, eight, four, part};
 
 /// Most bytes in 16 blocks of a format.
 const GROUP_BYTES: usize = 16 * 34;
-
-/// How a row is laid out in unpacked form; the same for weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
-    /// Vectors of 64 bytes in a group: 8 for blocks of 32 values, 4 for blocks of 16.
-    pub(crate) vectors: usize,
-    /// Groups of 16 blocks; the last may be filled up with zeros.
-    pub(crate) groups: usize,
-    /// Up to four blocks beyond, as two vectors of two blocks each, value by value.
-    pub(crate) pairs: usize,
-}
-
-impl Layout {
-    /// Of rows of `cols` values in blocks of 16 or 32.
-    pub(crate) fn new(block: usize, cols: usize) -> Layout {
-        let blocks = cols / block;
-        let (full, rest) = (blocks / LANES, blocks % LANES);
-        // A group costs as much as three pairs. Formats of 256 values never leave so few blocks.
-        let pairs = if rest <= 4 { rest.div_ceil(2) } else { 0 };
-        Layout {
-            vectors: block / 4,
-            groups: full + usize::from(rest > 4),
-            pairs,
-        }
-    }
-
-    /// Vectors of scales in a row.
-    pub(crate) fn steps(self) -> usize {
-        self.groups + self.pairs
-    }
-
-    /// Vectors of bytes in a row.
-    pub(crate) fn lines(self) -> usize {
-        self.groups * self.vectors + self.pairs
-    }
-}
 
 /// Sixteen unpacked blocks. Formats with blocks of 16 values fill four of the vectors.
 pub(crate) struct Group<S: Simd> {
