@@ -94,35 +94,26 @@ fn tile<S: Simd, const R: usize, const T: usize>(
     put_tile(s, job, (panel.first + row, token), &sums);
 }
 
-/// How far ahead of its use memory is asked for in each of the row streams.
-const AHEAD: usize = 2 << 10;
+/// How far ahead of its use memory is asked for.
+const AHEAD: usize = 4 << 10;
 
-/// Rows of bfloat16 with one token, straight from their bytes: four row streams at a time.
+/// Rows of bfloat16 with one token, straight from their bytes and in their order: one stream of
+/// memory, which a single sum of a row's products keeps up with.
 #[inline(always)]
 pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
     let x = job.x.halves();
     for first in job.rows.clone().step_by(ROWS) {
-        // Rows beyond the last are the last again, and are not written.
-        let rows: [&[u8]; ROWS] = array(|r| job.w.row((first + r).min(job.rows.end - 1)));
         let mut sums = [[s.splat(0.0)]; ROWS];
-        let mut last = [[0; 64]; ROWS];
-        let full: [&[[u8; 64]]; ROWS] = array(|r| rows[r].as_chunks().0);
-        for (i, x) in x.iter().enumerate() {
-            let rest = i == full[0].len();
-            if rest {
-                for r in 0..ROWS {
-                    let from = rows[r].as_chunks::<64>().1;
-                    last[r][..from.len()].copy_from_slice(from);
-                }
+        for (row, sum) in (first..job.rows.end).zip(&mut sums) {
+            let (full, rest) = job.w.row(row).as_chunks::<64>();
+            for (w, x) in full.iter().zip(x) {
+                s.prefetch(w.as_ptr().wrapping_add(AHEAD));
+                sum[0] = s.dot_bf16(sum[0], s.bytes(w), s.bytes(x));
             }
-            let x = s.bytes(x);
-            // What lies ahead of a row's end is the row after the next three.
-            let ahead = i * 64 + AHEAD;
-            let over = if ahead < rows[0].len() { 0 } else { ROWS - 1 };
-            for r in 0..ROWS {
-                s.prefetch(rows[r].as_ptr().wrapping_add(ahead + over * rows[0].len()));
-                let w = if rest { &last[r] } else { &full[r][i] };
-                sums[r][0] = s.dot_bf16(sums[r][0], s.bytes(w), x);
+            if let Some(x) = x.get(full.len()) {
+                let mut last = [0; 64];
+                last[..rest.len()].copy_from_slice(rest);
+                sum[0] = s.dot_bf16(sum[0], s.bytes(&last), s.bytes(x));
             }
         }
         put_tile(s, job, (first, 0), &sums);
