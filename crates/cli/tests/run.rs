@@ -423,9 +423,7 @@ fn the_real_model_knows_the_capital_of_france() {
                 model,
                 "--compute",
                 compute,
-                // What the catalogue recommends for this file, wherever it lies.
-                "--temperature",
-                "0",
+                // With temperature 0 what the catalogue recommends for this file.
                 "--repeat-penalty",
                 "1.1",
                 "What is the capital of France?",

@@ -229,7 +229,7 @@ pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
         let (lines, steps) = (p.layout.lines() * 64, p.layout.steps() * LANES);
         // SAFETY: these parts belong to this token only, to which the caller has sole access.
         let to = unsafe {
-            Places1 {
+            RowMut {
                 q: p.q.part(token * lines, lines).as_chunks_mut().0,
                 d: p.d.part(token * steps, steps).as_chunks_mut().0,
                 ints: p.ints.part(token * steps, steps).as_chunks_mut().0,
@@ -266,7 +266,7 @@ fn bfloat(x: f32) -> u16 {
 }
 
 /// One row of a rounded form, to write.
-struct Places1<'a> {
+struct RowMut<'a> {
     q: &'a mut [[u8; 64]],
     d: &'a mut [[f32; LANES]],
     ints: &'a mut [[i32; LANES]],
@@ -275,7 +275,7 @@ struct Places1<'a> {
 
 /// Rounds one row in blocks of `BLOCK` values.
 #[inline(always)]
-fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, mut to: Places1<'_>) {
+fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, mut to: RowMut<'_>) {
     let mut scales = [0.0; LANES];
     // The values of a group as they stand.
     let mut bytes = [[0_u8; 64]; 8];
@@ -305,7 +305,7 @@ fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, mut to: P
     }
 }
 
-impl Places1<'_> {
+impl RowMut<'_> {
     /// Stores the vectors of a group or a pair, with the sums of its lanes.
     #[inline(always)]
     fn put<S: Simd>(&mut self, s: S, (step, line): (usize, usize), q: &[S::B], d: S::F) {
