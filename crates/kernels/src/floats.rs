@@ -66,7 +66,7 @@ fn widen<S: Simd, const BYTES: usize, const ALL: usize>(
 pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Floats<'_>) {
     let rows = panel.rows.len() / panel.len;
     let fit = tokens_at_once(4 * LANES * panel.len);
-    tiles!(S, rows, job.x.n, fit, tile::<_>, s, job, panel);
+    tiles!(S, rows, job.x.n, fit, tile, s, job, panel);
 }
 
 /// R rows by T tokens of f32 dot products.
@@ -152,7 +152,7 @@ impl<'a> Halves<'a> {
 pub(crate) fn half_tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Halves<'_>) {
     let rows = panel.rows.len() / panel.len;
     let fit = tokens_at_once(64 * panel.len);
-    tiles!(S, rows, job.x.n, fit, half_tile::<_>, s, job, panel);
+    tiles!(S, rows, job.x.n, fit, half_tile, s, job, panel);
 }
 
 /// R rows by T tokens of dot products of bfloat16 pairs.

@@ -105,11 +105,11 @@ fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>>
         .map(move |r| r..end.min(r + step))
 }
 
-/// Calls `$tile::<S, R, T, ..>($args, first row, first token)` for tiles that cover a panel, whose
+/// Calls `$tile::<S, R, T>($args, first row, first token)` for tiles that cover a panel, whose
 /// rows are filled up to a multiple of `ROWS`: some tokens that fit the nearest cache (`$fit`), over
 /// them all rows, over these the tokens in tiles.
 macro_rules! tiles {
-    ($s:ty, $rows:expr, $tokens:expr, $fit:expr, $tile:ident :: <_ $(, $more:tt)*>, $($arg:expr),*) => {{
+    ($s:ty, $rows:expr, $tokens:expr, $fit:expr, $tile:ident, $($arg:expr),*) => {{
         let (rows, tokens) = ($rows, $tokens);
         for first in (0..tokens).step_by($fit) {
             let end = tokens.min(first + $fit);
@@ -118,17 +118,17 @@ macro_rules! tiles {
                 let mut t = first;
                 while t + step <= end {
                     if <$s>::WIDE {
-                        $tile::<$s, 4, 4 $(, $more)*>($($arg),*, r, t);
+                        $tile::<$s, 4, 4>($($arg),*, r, t);
                     } else {
-                        $tile::<$s, 2, 2 $(, $more)*>($($arg),*, r, t);
+                        $tile::<$s, 2, 2>($($arg),*, r, t);
                     }
                     t += step;
                 }
                 while t < end {
                     if <$s>::WIDE {
-                        $tile::<$s, 4, 1 $(, $more)*>($($arg),*, r, t);
+                        $tile::<$s, 4, 1>($($arg),*, r, t);
                     } else {
-                        $tile::<$s, 2, 1 $(, $more)*>($($arg),*, r, t);
+                        $tile::<$s, 2, 1>($($arg),*, r, t);
                     }
                     t += 1;
                 }

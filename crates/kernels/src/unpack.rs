@@ -91,23 +91,23 @@ pub(crate) fn row<S: Simd, F: Format>(s: S, layout: Layout, data: &[u8], to: &mu
     }
 }
 
-/// Calls `$f::<$s, Format, ..>($args)` with the format of a quantised type.
+/// Calls `$f::<$s, Format>($args)` with the format of a quantised type.
 macro_rules! with_format {
-    ($ty:expr, $f:ident :: <$s:ty, _ $(, $more:tt)*> ($($arg:expr),*)) => {
+    ($ty:expr, $f:ident :: <$s:ty, _> ($($arg:expr),*)) => {
         match $ty {
-            Type::Q4_0 => $f::<$s, unpack::Q4_0 $(, $more)*>($($arg),*),
-            Type::Q4_1 => $f::<$s, unpack::Q4_1 $(, $more)*>($($arg),*),
-            Type::Q5_0 => $f::<$s, unpack::Q5_0 $(, $more)*>($($arg),*),
-            Type::Q5_1 => $f::<$s, unpack::Q5_1 $(, $more)*>($($arg),*),
-            Type::Q8_0 => $f::<$s, unpack::Q8_0 $(, $more)*>($($arg),*),
-            Type::Q2_K => $f::<$s, unpack::Q2_K $(, $more)*>($($arg),*),
-            Type::Q3_K => $f::<$s, unpack::Q3_K $(, $more)*>($($arg),*),
-            Type::Q4_K => $f::<$s, unpack::Q4_K $(, $more)*>($($arg),*),
-            Type::Q5_K => $f::<$s, unpack::Q5_K $(, $more)*>($($arg),*),
-            Type::Q6_K => $f::<$s, unpack::Q6_K $(, $more)*>($($arg),*),
-            Type::IQ4_NL => $f::<$s, unpack::IQ4_NL $(, $more)*>($($arg),*),
-            Type::IQ4_XS => $f::<$s, unpack::IQ4_XS $(, $more)*>($($arg),*),
-            Type::MXFP4 => $f::<$s, unpack::MXFP4 $(, $more)*>($($arg),*),
+            Type::Q4_0 => $f::<$s, unpack::Q4_0>($($arg),*),
+            Type::Q4_1 => $f::<$s, unpack::Q4_1>($($arg),*),
+            Type::Q5_0 => $f::<$s, unpack::Q5_0>($($arg),*),
+            Type::Q5_1 => $f::<$s, unpack::Q5_1>($($arg),*),
+            Type::Q8_0 => $f::<$s, unpack::Q8_0>($($arg),*),
+            Type::Q2_K => $f::<$s, unpack::Q2_K>($($arg),*),
+            Type::Q3_K => $f::<$s, unpack::Q3_K>($($arg),*),
+            Type::Q4_K => $f::<$s, unpack::Q4_K>($($arg),*),
+            Type::Q5_K => $f::<$s, unpack::Q5_K>($($arg),*),
+            Type::Q6_K => $f::<$s, unpack::Q6_K>($($arg),*),
+            Type::IQ4_NL => $f::<$s, unpack::IQ4_NL>($($arg),*),
+            Type::IQ4_XS => $f::<$s, unpack::IQ4_XS>($($arg),*),
+            Type::MXFP4 => $f::<$s, unpack::MXFP4>($($arg),*),
             Type::F32 | Type::F16 | Type::BF16 => unreachable!("floats have no integer form"),
         }
     };
