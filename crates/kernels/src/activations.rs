@@ -30,25 +30,43 @@ pub struct Activations<'a> {
     halves: Option<Buffer<u8>>,
 }
 
-/// All rows rounded: `q [n][lines][64]` and `[n][steps][16]` of the rest.
+/// All rows rounded: `[n][steps]` of `Step`.
 #[derive(Debug)]
 pub(crate) struct Rounded {
     pub(crate) block: usize,
     pub(crate) layout: Layout,
-    q: Buffer<u8>,
-    d: Buffer<f32>,
-    ints: Buffer<i32>,
-    sums: Buffer<f32>,
+    lines: Buffer<u8>,
 }
 
-/// One rounded row, lane by lane as in `Layout`: `x ≈ d q`; `ints` the sums of `q`, `sums` those of
-/// `d q`. A NaN or an infinity makes `d` NaN, and with it every product.
+/// One step of a rounded row, lane by lane as in `Layout`: `x ≈ d q`; `ints` the sums of `q`, `sums`
+/// those of `d q`. A NaN or an infinity makes `d` NaN, and with it every product. A pair has the first
+/// vector only.
 #[derive(Clone, Copy)]
-pub(crate) struct Row<'a> {
+pub(crate) struct Step<'a> {
     pub(crate) q: &'a [[u8; 64]],
-    pub(crate) d: &'a [[f32; LANES]],
-    pub(crate) ints: &'a [[i32; LANES]],
-    pub(crate) sums: &'a [[f32; LANES]],
+    pub(crate) d: &'a [u8; 64],
+    pub(crate) ints: &'a [u8; 64],
+    pub(crate) sums: &'a [u8; 64],
+}
+
+impl<'a> Step<'a> {
+    /// Lines of 64 bytes for so many vectors.
+    #[inline(always)]
+    pub(crate) const fn lines(vectors: usize) -> usize {
+        vectors + 3
+    }
+
+    /// The step at `step` of what begins at `lines`.
+    #[inline(always)]
+    pub(crate) fn of(lines: &'a [[u8; 64]], vectors: usize, step: usize) -> Step<'a> {
+        let lines = &lines[step * Step::lines(vectors)..][..Step::lines(vectors)];
+        Step {
+            q: &lines[..vectors],
+            d: &lines[vectors],
+            ints: &lines[vectors + 1],
+            sums: &lines[vectors + 2],
+        }
+    }
 }
 
 /// `len` rounded up to whole vectors.
@@ -101,13 +119,11 @@ impl<'a> Activations<'a> {
             let wanted = forms.contains(&Form::Rounded(block)) && cols.is_multiple_of(block);
             wanted.then(|| {
                 let layout = Layout::new(block, cols);
+                let lines = layout.steps() * Step::lines(layout.vectors);
                 Rounded {
                     block,
                     layout,
-                    q: Buffer::used(n * layout.lines() * 64),
-                    d: Buffer::used(n * layout.steps() * LANES),
-                    ints: Buffer::used(n * layout.steps() * LANES),
-                    sums: Buffer::used(n * layout.steps() * LANES),
+                    lines: Buffer::used(n * lines * 64),
                 }
             })
         });
@@ -133,10 +149,7 @@ impl<'a> Activations<'a> {
                 rounded.as_mut().map(|r| Places {
                     block: r.block,
                     layout: r.layout,
-                    q: Shared::new(r.q.as_mut()),
-                    d: Shared::new(r.d.as_mut()),
-                    ints: Shared::new(r.ints.as_mut()),
-                    sums: Shared::new(r.sums.as_mut()),
+                    lines: Shared::new(r.lines.as_mut()),
                 })
             }),
             halves: self.halves.as_mut().map(|h| Shared::new(h.as_mut())),
@@ -182,14 +195,9 @@ impl<'a> Activations<'a> {
 impl Rounded {
     /// The row of a token.
     #[inline(always)]
-    pub(crate) fn row(&self, token: usize) -> Row<'_> {
-        let (lines, steps) = (self.layout.lines(), self.layout.steps());
-        Row {
-            q: &self.q.as_ref().as_chunks().0[token * lines..][..lines],
-            d: &self.d.as_ref().as_chunks().0[token * steps..][..steps],
-            ints: &self.ints.as_ref().as_chunks().0[token * steps..][..steps],
-            sums: &self.sums.as_ref().as_chunks().0[token * steps..][..steps],
-        }
+    pub(crate) fn row(&self, token: usize) -> &[[u8; 64]] {
+        let lines = self.layout.steps() * Step::lines(self.layout.vectors);
+        &self.lines.as_ref().as_chunks().0[token * lines..][..lines]
     }
 }
 
@@ -205,10 +213,7 @@ pub(crate) struct Tasks<'a> {
 struct Places<'a> {
     block: usize,
     layout: Layout,
-    q: Shared<'a, u8>,
-    d: Shared<'a>,
-    ints: Shared<'a, i32>,
-    sums: Shared<'a>,
+    lines: Shared<'a, u8>,
 }
 
 impl Tasks<'_> {
@@ -226,16 +231,9 @@ impl Tasks<'_> {
 pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
     let x = &tasks.x[token * tasks.cols..(token + 1) * tasks.cols];
     for p in tasks.rounded.iter().flatten() {
-        let (lines, steps) = (p.layout.lines() * 64, p.layout.steps() * LANES);
-        // SAFETY: these parts belong to this token only, to which the caller has sole access.
-        let to = unsafe {
-            RowMut {
-                q: p.q.part(token * lines, lines).as_chunks_mut().0,
-                d: p.d.part(token * steps, steps).as_chunks_mut().0,
-                ints: p.ints.part(token * steps, steps).as_chunks_mut().0,
-                sums: p.sums.part(token * steps, steps).as_chunks_mut().0,
-            }
-        };
+        let len = p.layout.steps() * Step::lines(p.layout.vectors) * 64;
+        // SAFETY: this part belongs to this token only, to which the caller has sole access.
+        let to = unsafe { p.lines.part(token * len, len) }.as_chunks_mut().0;
         if p.block == 32 {
             round::<S, 32>(s, x, p.layout, to);
         } else {
@@ -265,128 +263,127 @@ fn bfloat(x: f32) -> u16 {
     }
 }
 
-/// One row of a rounded form, to write.
-struct RowMut<'a> {
-    q: &'a mut [[u8; 64]],
-    d: &'a mut [[f32; LANES]],
-    ints: &'a mut [[i32; LANES]],
-    sums: &'a mut [[f32; LANES]],
-}
-
 /// Rounds one row in blocks of `BLOCK` values.
 #[inline(always)]
-fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, mut to: RowMut<'_>) {
-    let mut scales = [0.0; LANES];
-    // The values of a group as they stand.
-    let mut bytes = [[0_u8; 64]; 8];
-    let (groups, rest) = x.split_at(x.len().min(layout.groups * LANES * BLOCK));
-    for (g, x) in groups.chunks(LANES * BLOCK).enumerate() {
-        if x.len() < LANES * BLOCK {
-            (bytes, scales) = ([[0; 64]; 8], [0.0; LANES]);
-        }
-        round_blocks::<S, BLOCK>(s, x, &mut bytes, &mut scales);
-        let (quarters, _) = bytes.as_flattened().as_chunks::<16>();
-        let mut q = [s.bits(0, 0); 8];
-        for half in 0..BLOCK / 16 {
-            let quarter = |i: usize| &quarters[i * (BLOCK / 16) + half];
-            let columns = four!(|i| s.quarters(four!(|l| quarter(4 * i + l))));
-            let columns = s.transpose(columns);
-            q[4 * half..][..4].copy_from_slice(&columns);
-        }
-        let d = s.turn(s.load(&scales));
-        to.put(s, (g, g * layout.vectors), &q[..layout.vectors], d);
-    }
-    for (p, x) in rest.chunks(2 * BLOCK).enumerate() {
-        (bytes[0], scales) = ([0; 64], [0.0; LANES]);
-        round_blocks::<S, BLOCK>(s, x, &mut bytes, &mut scales);
-        let d = s.load(&array(|i| scales[i * 4 / BLOCK]));
-        let line = layout.groups * layout.vectors + p;
-        to.put(s, (layout.groups + p, line), &[s.bytes(&bytes[0])], d);
-    }
-}
-
-impl RowMut<'_> {
-    /// Stores the vectors of a group or a pair, with the sums of its lanes.
-    #[inline(always)]
-    fn put<S: Simd>(&mut self, s: S, (step, line): (usize, usize), q: &[S::B], d: S::F) {
-        let mut sum = s.times(&[0; LANES], 0);
-        let ones = s.bits(u64::MAX, 1);
-        for (q, to) in q.iter().zip(&mut self.q[line..]) {
-            s.store_bytes(*q, to);
-            sum = s.dot(sum, ones, *q);
-        }
-        s.store(d, &mut self.d[step]);
-        s.store_ints(sum, &mut self.ints[step]);
-        s.store(s.mul(d, s.float(sum)), &mut self.sums[step]);
-    }
-}
-
-/// Rounds whole blocks, as they stand, with a scale each.
-#[inline(always)]
-fn round_blocks<S: Simd, const BLOCK: usize>(
-    s: S,
-    x: &[f32],
-    bytes: &mut [[u8; 64]; 8],
-    scales: &mut [f32; LANES],
-) {
-    let zero = s.splat(0.0);
-    let magnitude = |x| s.max(x, s.sub(zero, x));
-    for ((x, bytes), scales) in x
-        .chunks(64)
-        .zip(bytes)
-        .zip(scales.chunks_exact_mut(64 / BLOCK))
+fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, to: &mut [[u8; 64]]) {
+    let (groups, pairs) = to.split_at_mut(layout.groups * Step::lines(layout.vectors));
+    let (x, rest) = x.split_at(x.len().min(layout.groups * LANES * BLOCK));
+    for (x, to) in x
+        .chunks(LANES * BLOCK)
+        .zip(groups.chunks_exact_mut(Step::lines(layout.vectors)))
     {
-        let (quarters, _) = x.as_chunks::<LANES>();
-        let mut rounded = [zero; 4];
-        let per = BLOCK / LANES;
-        for (b, scale) in scales.iter_mut().enumerate().take(quarters.len() / per) {
-            let values: [S::F; 2] = array(|i| s.load(&quarters[b * per + i % per]));
-            let largest = s.largest(s.max(magnitude(values[0]), magnitude(values[1])));
-            let steps = if largest < TINY {
-                0.0
-            } else {
-                best_steps(s, &values[..per], largest)
-            };
-            // Only values that are all numbers have a best rounding, or are all tiny.
-            let poison = if steps.is_nan() || largest.is_nan() {
-                f32::NAN
-            } else {
-                0.0
-            };
-            *scale = if steps == 0.0 { 0.0 } else { largest / steps } + poison;
-            let inverse = s.splat(if steps == 0.0 { 0.0 } else { steps / largest });
-            for i in 0..per {
-                rounded[b * per + i] = s.round(s.mul(values[i], inverse));
-            }
+        let (q, d) = if x.len() == LANES * BLOCK {
+            round_lanes::<S, BLOCK>(s, x)
+        } else {
+            round_lanes::<S, BLOCK>(s, &padded(x))
+        };
+        put(s, to, &q[..layout.vectors], d);
+    }
+    if rest.is_empty() {
+        return;
+    }
+    // The blocks of the pairs are the first of a group, in lanes 0, 4, 8 and 12.
+    let (q, d) = round_lanes::<S, BLOCK>(s, &padded(rest));
+    let (mut bytes, mut scales) = ([[0; 64]; 8], [0.0; LANES]);
+    for (q, to) in q.iter().zip(&mut bytes) {
+        s.store_bytes(*q, to);
+    }
+    s.store(d, &mut scales);
+    let per = BLOCK / 4;
+    for (p, to) in pairs
+        .chunks_exact_mut(Step::lines(layout.vectors))
+        .enumerate()
+    {
+        let mut q = [0; 64];
+        for (i, word) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *word = bytes[i % per].as_chunks().0[4 * (2 * p + i / per) % LANES];
         }
-        s.store_bytes(s.to_bytes(rounded), bytes);
+        let d = s.load(&array(|i| scales[4 * (2 * p + i / per) % LANES]));
+        put(s, to, &[s.bytes(&q)], d);
     }
 }
 
-/// Into how many steps the largest magnitude is best divided, 127 or up to seven less: the number
-/// whose rounding of the block has the least square error, which on average is a sixth below that
-/// of 127. NaN if a value is no number.
+/// A group's values, filled up with zeros.
 #[inline(always)]
-fn best_steps<S: Simd>(s: S, values: &[S::F], largest: f32) -> f32 {
-    let mut best = (f32::INFINITY, f32::NAN);
-    let per_step = 1.0 / largest;
+fn padded(x: &[f32]) -> [f32; LANES * 32] {
+    let mut all = [0.0; LANES * 32];
+    all[..x.len()].copy_from_slice(x);
+    all
+}
+
+/// Stores the vectors of a group or a pair as a step, with the sums of its lanes.
+#[inline(always)]
+fn put<S: Simd>(s: S, to: &mut [[u8; 64]], q: &[S::B], d: S::F) {
+    let mut sum = s.times(&[0; 64], 0);
+    let ones = s.bits(u64::MAX, 1);
+    let vectors = to.len() - 3;
+    for (q, to) in q.iter().zip(&mut *to) {
+        s.store_bytes(*q, to);
+        sum = s.dot(sum, ones, *q);
+    }
+    s.store_f32(d, &mut to[vectors]);
+    s.store_ints(sum, &mut to[vectors + 1]);
+    s.store_f32(s.mul(d, s.float(sum)), &mut to[vectors + 2]);
+}
+
+/// Rounds 16 blocks, a block a lane as in `Layout`: the vectors of a group, and their scales.
+///
+/// The largest magnitude is divided into 127 steps or up to seven less: the number whose rounding of
+/// the block has the least square error, which on average is a sixth below that of 127.
+#[inline(always)]
+fn round_lanes<S: Simd, const BLOCK: usize>(s: S, x: &[f32]) -> ([S::B; 8], S::F) {
+    let x = in_lanes::<S, BLOCK>(s, x);
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let mut largest = zero;
+    for x in &x {
+        largest = s.max(largest, s.max(*x, s.sub(zero, *x)));
+    }
+    // Blocks that count as zero are rounded as if they were larger.
+    let some = s.max(largest, s.splat(TINY));
+    let per_step = s.div(one, some);
+    // A NaN or an infinity among the values makes every error NaN, and no number of steps the best.
+    let (mut least, mut best) = (s.splat(f32::INFINITY), s.splat(f32::NAN));
     for first in [0, 4] {
-        let steps = four!(|i| Q_MAX - (first + i) as f32);
-        let mut errors = [s.splat(0.0); 4];
-        for (error, steps) in errors.iter_mut().zip(steps) {
-            let inverse = s.splat(steps * per_step);
-            for x in values {
-                let x = s.mul(*x, inverse);
+        let steps = four!(|i| s.splat(Q_MAX - (first + i) as f32));
+        let inverse = four!(|i| s.mul(steps[i], per_step));
+        let mut errors = [zero; 4];
+        for x in &x {
+            for i in 0..4 {
+                let x = s.mul(*x, inverse[i]);
                 let off = s.sub(x, s.round(x));
-                *error = s.fma(off, off, *error);
+                errors[i] = s.fma(off, off, errors[i]);
             }
         }
-        for (error, steps) in s.sum4(errors).into_iter().zip(steps) {
-            let error = error * (1.0 / (steps * steps));
-            if error < best.0 {
-                best = (error, steps);
-            }
+        for i in 0..4 {
+            let error = s.div(errors[i], s.mul(steps[i], steps[i]));
+            best = s.pick(error, least, steps[i], best);
+            least = s.pick(error, least, error, least);
         }
     }
-    best.1
+    let inverse = s.mul(best, per_step);
+    let d = s.pick(
+        largest,
+        s.splat(TINY),
+        s.mul(zero, best),
+        s.div(largest, best),
+    );
+    let mut q = [s.bits(0, 0); 8];
+    for (q, x) in q.iter_mut().zip(x.as_chunks::<4>().0) {
+        *q = s.to_words(four!(|i| s.round(s.mul(x[i], inverse))));
+    }
+    (q, d)
+}
+
+/// The values of 16 blocks, each block in its lane; vector v holds the values v.
+#[inline(always)]
+fn in_lanes<S: Simd, const BLOCK: usize>(s: S, x: &[f32]) -> [S::F; BLOCK] {
+    let x = &x[..LANES * BLOCK].as_chunks::<4>().0;
+    let mut all = [s.splat(0.0); BLOCK];
+    for (v, to) in all.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let quarter = |i: usize, l: usize| &x[(4 * i + l) * (BLOCK / 4) + v];
+        let columns = four!(|i| s.float_quarters(four!(|l| quarter(i, l))));
+        let columns = s.transpose(columns);
+        *to = four!(|k| s.as_floats(columns[k]));
+    }
+    all
 }

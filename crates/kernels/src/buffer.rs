@@ -117,12 +117,10 @@ impl<T> std::fmt::Debug for Buffer<T> {
 
 /// What a thread keeps from one task to the next.
 pub(crate) struct Scratch {
-    /// Unpacked integers of weight rows.
+    /// Unpacked weight rows: integers with scales and offsets, or bfloat16.
     pub(crate) bytes: Buffer<u8>,
     /// Unpacked floats of weight rows, or all that a strip of attention needs.
     pub(crate) floats: Buffer<f32>,
-    /// Scales and offsets of weight rows.
-    pub(crate) scales: Buffer<f32>,
 }
 
 thread_local! {
@@ -136,7 +134,6 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
         Box::new(Scratch {
             bytes: Buffer::empty(),
             floats: Buffer::empty(),
-            scales: Buffer::empty(),
         })
     });
     let result = f(&mut scratch);

@@ -3,12 +3,12 @@
 //! do the same operations on an element in the same order.
 
 use crate::Type;
-use crate::activations::{Rounded, Row};
+use crate::activations::{Rounded, Step};
 use crate::buffer::Buffer;
 use crate::floats::Floats;
 use crate::layout::Layout;
 use crate::matmul::{Job, ROWS, put_tile};
-use crate::simd::{LANES, Simd, array};
+use crate::simd::{LANES, Simd, array, four};
 use crate::unpack::{self, Format, Group, Pair, Take, with_format};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -32,7 +32,6 @@ fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
                 x,
                 sum: sum[0],
                 step: 0,
-                line: 0,
                 format: PhantomData,
             };
             unpack::row::<S, F>(s, layout, job.w.row(first + r), &mut dot);
@@ -50,10 +49,9 @@ fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
 
 /// Multiplies a row with a token as it is unpacked.
 struct Dot<'a, S: Simd, F> {
-    x: Row<'a>,
+    x: &'a [[u8; 64]],
     sum: S::F,
     step: usize,
-    line: usize,
     format: PhantomData<F>,
 }
 
@@ -61,17 +59,16 @@ impl<S: Simd, F: Format> Dot<'_, S, F> {
     /// Adds the products of the next vectors with their scales and offsets.
     #[inline(always)]
     fn add(&mut self, s: S, q: &[S::B], scale: S::F, offset: S::F) {
-        let x = &self.x.q[self.line..][..q.len()];
-        let mut ints = s.times(&self.x.ints[self.step], -F::ZERO);
-        for (q, x) in q.iter().zip(x) {
+        let x = Step::of(self.x, F::BLOCK / 4, self.step);
+        let mut ints = s.times(x.ints, -F::ZERO);
+        for (q, x) in q.iter().zip(x.q) {
             ints = s.dot(ints, *q, s.bytes(x));
         }
-        let scale = s.mul(scale, s.load(&self.x.d[self.step]));
+        let scale = s.mul(scale, s.load_f32(x.d));
         self.sum = s.fma(scale, s.float(ints), self.sum);
         if F::OFFSET {
-            self.sum = s.fma(offset, s.load(&self.x.sums[self.step]), self.sum);
+            self.sum = s.fma(offset, s.load_f32(x.sums), self.sum);
         }
-        self.line += q.len();
         self.step += 1;
     }
 }
@@ -104,41 +101,59 @@ impl<S: Simd, F: Format> Take<S> for Dot<'_, S, F> {
     }
 }
 
-/// Unpacked rows, filled up to a multiple of `ROWS` with anything. Four rows lie together:
-/// `q [rows / 4][lines][4]`, `scale` and `offset` `[rows / 4][steps][4]`.
+/// Unpacked rows, filled up to a multiple of `ROWS` with anything. Four rows lie together, step by
+/// step: `[rows / 4][steps]` of `FourRows`.
 pub(crate) struct Panel<'a> {
     rows: Range<usize>,
     layout: Layout,
     /// What is subtracted from each byte.
     zero: i32,
     offsets: bool,
-    q: &'a mut [[[u8; 64]; ROWS]],
-    scale: &'a mut [[[f32; LANES]; ROWS]],
-    offset: &'a mut [[[f32; LANES]; ROWS]],
+    lines: &'a mut [[u8; 64]],
 }
 
 impl<'a> Panel<'a> {
     /// Room for some rows.
-    pub(crate) fn new(
-        rows: Range<usize>,
-        layout: Layout,
-        q: &'a mut Buffer<u8>,
-        scales: &'a mut Buffer<f32>,
-    ) -> Panel<'a> {
-        let fours = rows.len().div_ceil(ROWS);
-        let (lines, steps) = (fours * layout.lines(), fours * layout.steps());
-        let scales = scales.ensure(2 * steps * ROWS * LANES);
-        let scales = scales.as_chunks_mut().0.as_chunks_mut().0;
-        let (scale, offset) = scales.split_at_mut(steps);
-        let q = q.ensure(lines * ROWS * 64);
+    pub(crate) fn new(rows: Range<usize>, layout: Layout, to: &'a mut Buffer<u8>) -> Panel<'a> {
+        let lines = rows.len().div_ceil(ROWS) * layout.steps() * FourRows::lines(layout.vectors);
         Panel {
             rows,
             layout,
             zero: 0,
             offsets: false,
-            q: q.as_chunks_mut().0.as_chunks_mut().0,
-            scale,
-            offset,
+            lines: to.ensure(lines * 64).as_chunks_mut().0,
+        }
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(layout: Layout) -> usize {
+        layout.steps() * FourRows::lines(layout.vectors) / ROWS * 64
+    }
+}
+
+/// One step of four rows of a panel: `q [vectors][4]`, `scale [4]`, `offset [4]`.
+struct FourRows<'a> {
+    q: &'a [[[u8; 64]; ROWS]],
+    scale: &'a [[u8; 64]; ROWS],
+    offset: &'a [[u8; 64]; ROWS],
+}
+
+impl<'a> FourRows<'a> {
+    /// Lines of 64 bytes for so many vectors.
+    #[inline(always)]
+    const fn lines(vectors: usize) -> usize {
+        (vectors + 2) * ROWS
+    }
+
+    /// The step at `step` of what begins at `lines`.
+    #[inline(always)]
+    fn of(lines: &'a [[u8; 64]], vectors: usize, step: usize) -> FourRows<'a> {
+        let lines = &lines[step * FourRows::lines(vectors)..][..FourRows::lines(vectors)];
+        let fours = lines.as_chunks::<ROWS>().0;
+        FourRows {
+            q: &fours[..vectors],
+            scale: &fours[vectors],
+            offset: &fours[vectors + 1],
         }
     }
 }
@@ -154,14 +169,11 @@ pub(crate) fn fill<S: Simd>(s: S, job: &Job<'_>, panel: &mut Panel<'_>) {
 fn fill_as<S: Simd, F: Format>(s: S, job: &Job<'_>, panel: &mut Panel<'_>) {
     panel.zero = F::ZERO;
     panel.offsets = F::OFFSET;
-    let (lines, steps) = (panel.layout.lines(), panel.layout.steps());
+    let lines = panel.layout.steps() * FourRows::lines(F::BLOCK / 4);
     for (r, row) in panel.rows.clone().enumerate() {
         let mut to = Keep::<F> {
-            q: &mut panel.q[r / ROWS * lines..][..lines],
-            scale: &mut panel.scale[r / ROWS * steps..][..steps],
-            offset: &mut panel.offset[r / ROWS * steps..][..steps],
+            lines: &mut panel.lines[r / ROWS * lines..][..lines],
             row: r % ROWS,
-            line: 0,
             step: 0,
             format: PhantomData,
         };
@@ -171,11 +183,8 @@ fn fill_as<S: Simd, F: Format>(s: S, job: &Job<'_>, panel: &mut Panel<'_>) {
 
 /// Stores a row as it is unpacked, in its place among four.
 struct Keep<'a, F> {
-    q: &'a mut [[[u8; 64]; ROWS]],
-    scale: &'a mut [[[f32; LANES]; ROWS]],
-    offset: &'a mut [[[f32; LANES]; ROWS]],
+    lines: &'a mut [[u8; 64]],
     row: usize,
-    line: usize,
     step: usize,
     format: PhantomData<F>,
 }
@@ -183,12 +192,15 @@ struct Keep<'a, F> {
 impl<F: Format> Keep<'_, F> {
     #[inline(always)]
     fn put<S: Simd>(&mut self, s: S, q: &[S::B], scale: S::F, offset: S::F) {
-        for (q, to) in q.iter().zip(&mut self.q[self.line..][..q.len()]) {
+        let vectors = F::BLOCK / 4;
+        let lines = FourRows::lines(vectors);
+        let to = &mut self.lines[self.step * lines..][..lines];
+        let to = to.as_chunks_mut::<ROWS>().0;
+        for (q, to) in q.iter().zip(to.iter_mut()) {
             s.store_bytes(*q, &mut to[self.row]);
         }
-        s.store(scale, &mut self.scale[self.step][self.row]);
-        s.store(offset, &mut self.offset[self.step][self.row]);
-        self.line += q.len();
+        s.store_f32(scale, &mut to[vectors][self.row]);
+        s.store_f32(offset, &mut to[vectors + 1][self.row]);
         self.step += 1;
     }
 }
@@ -214,25 +226,24 @@ impl<S: Simd, F: Format> Take<S> for Keep<'_, F> {
 #[inline(always)]
 pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) {
     let (layout, block) = (panel.layout, 4 * panel.layout.vectors);
-    let (lines, steps) = (layout.lines(), layout.steps());
+    let lines = layout.steps() * FourRows::lines(layout.vectors);
+    let float = |line: &[u8; 64], lane: usize| f32::from_le_bytes(line.as_chunks().0[lane]);
     let rows = to.rows.chunks_exact_mut(to.len);
     for (r, to) in rows.enumerate().take(panel.rows.len()) {
         let (four, r) = (r / ROWS, r % ROWS);
-        let q = &panel.q[four * lines..][..lines];
-        let scale = &panel.scale[four * steps..][..steps];
-        let offset = &panel.offset[four * steps..][..steps];
+        let lines = &panel.lines[four * lines..][..lines];
         for (b, to) in to.as_flattened_mut().chunks_exact_mut(block).enumerate() {
             let (g, b) = (b / LANES, b % LANES);
             let pair = g == layout.groups;
-            let step = if pair { g + b / 2 } else { g };
+            let step = FourRows::of(lines, layout.vectors, if pair { g + b / 2 } else { g });
             for (i, four) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let (line, lane) = if pair {
-                    (g * layout.vectors + b / 2, b % 2 * 8 + i)
+                let (vector, lane) = if pair {
+                    (0, b % 2 * 8 + i)
                 } else {
-                    (g * layout.vectors + i, b % 4 * 4 + b / 4)
+                    (i, b % 4 * 4 + b / 4)
                 };
-                let word: [u8; 4] = q[line][r].as_chunks().0[lane];
-                let (scale, offset) = (scale[step][r][lane], offset[step][r][lane]);
+                let word: [u8; 4] = step.q[vector][r].as_chunks().0[lane];
+                let (scale, offset) = (float(&step.scale[r], lane), float(&step.offset[r], lane));
                 for (to, byte) in four.iter_mut().zip(word) {
                     *to = (i32::from(byte) - panel.zero) as f32 * scale + offset;
                 }
@@ -241,147 +252,248 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
     }
 }
 
-/// Groups of vectors of a row that are multiplied before the next row's turn comes: of a few tokens
-/// and four rows so much stays in the nearest cache.
-const NEAR_LINES: usize = 32;
+/// Bytes of a token's row that are multiplied before the next columns' turn comes: of a few tokens
+/// so much stays in the nearest cache.
+const NEAR_BYTES: usize = 2816;
 /// Tokens that share a visit of the nearest cache; a multiple of every tile's.
 const NEAR_TOKENS: usize = 12;
 
 /// All tokens over a panel: some tokens, for them some columns, for these all rows.
 #[inline(always)]
 pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut [[f32; LANES]]) {
+    match (panel.layout.vectors, panel.offsets) {
+        (8, false) => visits::<S, 8, false>(s, job, panel, sums),
+        (8, true) => visits::<S, 8, true>(s, job, panel, sums),
+        (_, false) => visits::<S, 4, false>(s, job, panel, sums),
+        (_, true) => visits::<S, 4, true>(s, job, panel, sums),
+    }
+}
+
+/// Room for the sums of `tiles` between their visits, for a panel of `rows` rows.
+pub(crate) fn sums(rows: usize, to: &mut Buffer<f32>) -> &mut [[f32; LANES]] {
+    let rows = rows.next_multiple_of(ROWS);
+    to.ensure(rows * NEAR_TOKENS * LANES).as_chunks_mut().0
+}
+
+/// As `tiles`, for groups of V vectors.
+#[inline(always)]
+fn visits<S: Simd, const V: usize, const OFFSETS: bool>(
+    s: S,
+    job: &Job<'_>,
+    panel: &Panel<'_>,
+    sums: &mut [[f32; LANES]],
+) {
     let layout = panel.layout;
     let rows = panel.rows.len().next_multiple_of(ROWS);
-    let groups = (NEAR_LINES / layout.vectors).min(layout.groups).max(1);
-    let n = job.x.n;
-    for first in (0..n).step_by(NEAR_TOKENS) {
-        let end = n.min(first + NEAR_TOKENS);
+    let steps = NEAR_BYTES / 64 / Step::lines(V);
+    for first in (0..job.x.n).step_by(NEAR_TOKENS) {
+        let end = job.x.n.min(first + NEAR_TOKENS);
         let mut step = 0;
-        while step < layout.steps() {
-            let next = step + groups;
-            let next = if next >= layout.groups {
+        loop {
+            let next = if step + steps >= layout.groups {
                 layout.steps()
             } else {
-                next
+                step + steps
             };
             let part = Part {
-                job,
+                rounded: job.x.rounded(4 * V),
                 panel,
-                rounded: job.x.rounded(4 * layout.vectors),
                 steps: step..next,
-                last: next == layout.steps(),
             };
-            let mut place = 0;
             for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
-                let mut t = first;
-                while t < end {
-                    let to = &mut sums[place..];
-                    t += match (S::WIDE, end - t) {
-                        (true, 4) => part.tile::<S, 4, 4>(s, (row, t), to),
-                        (true, 3..) => part.tile::<S, 4, 3>(s, (row, t), to),
-                        (true, 2) => part.tile::<S, 4, 2>(s, (row, t), to),
-                        (true, _) => part.tile::<S, 4, 1>(s, (row, t), to),
-                        (false, 2..) => part.tile::<S, 2, 2>(s, (row, t), to),
-                        (false, _) => part.tile::<S, 2, 1>(s, (row, t), to),
-                    };
-                    place += 16;
+                let at = (row, first..end);
+                if S::WIDE {
+                    part.tokens::<S, V, OFFSETS, 4>(s, job, at, sums);
+                } else {
+                    part.tokens::<S, V, OFFSETS, 2>(s, job, at, sums);
                 }
+            }
+            if next == layout.steps() {
+                break;
             }
             step = next;
         }
     }
 }
 
-/// Room for the sums of `tiles` between their visits, for a panel of `rows` rows.
-pub(crate) fn sums(rows: usize, to: &mut Buffer<f32>) -> &mut [[f32; LANES]] {
-    // At most one tile of 16 sums for two rows and one token each.
-    let tiles = rows.div_ceil(2) * NEAR_TOKENS;
-    to.ensure(tiles * 16 * LANES).as_chunks_mut().0
-}
-
 /// Some steps of all rows of a panel.
 struct Part<'a> {
-    job: &'a Job<'a>,
-    panel: &'a Panel<'a>,
     rounded: &'a Rounded,
+    panel: &'a Panel<'a>,
     steps: Range<usize>,
-    /// Whether these are the last steps.
-    last: bool,
 }
 
 impl Part<'_> {
-    /// R rows by T tokens of integer products with scales and offsets; goes on from `kept` unless it
-    /// begins, and leaves its sums there unless it ends. Returns T.
+    /// R rows by the tokens of a visit; the last steps write their results.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const T: usize>(
+    fn tokens<S: Simd, const V: usize, const OFFSETS: bool, const R: usize>(
+        &self,
+        s: S,
+        job: &Job<'_>,
+        (row, tokens): (usize, Range<usize>),
+        sums: &mut [[f32; LANES]],
+    ) {
+        let steps = self.panel.layout.steps();
+        // Sums that no other visit goes on with need one place.
+        let place = if self.steps.len() == steps {
+            0
+        } else {
+            row * NEAR_TOKENS
+        };
+        let sums = &mut sums[place..][..R * tokens.len()];
+        let mut t = tokens.start;
+        while t < tokens.end {
+            let (at, sums) = ((row, t), &mut sums[R * (t - tokens.start)..]);
+            t += match (R, tokens.end - t) {
+                (4, 3 | 5..) => self.tile::<S, V, OFFSETS, R, 3>(s, at, sums),
+                (_, 2..) => self.tile::<S, V, OFFSETS, R, 2>(s, at, sums),
+                _ => self.tile::<S, V, OFFSETS, R, 1>(s, at, sums),
+            };
+        }
+        if self.steps.end == steps {
+            let at = (self.panel.rows.start + row, tokens.start);
+            put_sums::<S, R>(s, job, at, sums);
+        }
+    }
+
+    /// R rows by T tokens of integer products with scales and offsets; goes on from the sums in
+    /// `kept [T][R]` unless it begins, and leaves its own there. Returns T.
+    #[inline(always)]
+    fn tile<S: Simd, const V: usize, const OFFSETS: bool, const R: usize, const T: usize>(
         &self,
         s: S,
         (row, token): (usize, usize),
         kept: &mut [[f32; LANES]],
     ) -> usize {
         let (panel, layout, r0) = (self.panel, self.panel.layout, row % ROWS);
-        let (lines, steps) = (layout.lines(), layout.steps());
-        let x: [Row<'_>; T] = array(|t| self.rounded.row(token + t));
-        let q = &panel.q[row / ROWS * lines..][..lines];
-        let scale = &panel.scale[row / ROWS * steps..][..steps];
-        let offset = &panel.offset[row / ROWS * steps..][..steps];
+        let lines = layout.steps() * FourRows::lines(V);
+        let w = &panel.lines[row / ROWS * lines..][..lines];
+        let x: [&[[u8; 64]]; T] = array(|t| self.rounded.row(token + t));
         let kept = &mut kept[..R * T];
-        let mut sums = [[s.splat(0.0); T]; R];
-        if self.steps.start > 0 {
-            for r in 0..R {
-                for t in 0..T {
-                    sums[r][t] = s.load(&kept[r * T + t]);
-                }
-            }
-        }
-        let mut line = self.steps.start * layout.vectors;
-        for step in self.steps.clone() {
-            let vectors = if step < layout.groups {
-                layout.vectors
-            } else {
-                1
-            };
-            let q = &q[line..][..vectors];
-            let xq: [&[_]; T] = array(|t| &x[t].q[line..][..vectors]);
-            line += vectors;
-            let start: [_; T] = array(|t| s.times(&x[t].ints[step], -panel.zero));
-            let mut ints = [start; R];
-            // A loop of few instructions, whose sums stay in registers.
-            for v in 0..vectors {
-                let x: [_; T] = array(|t| s.bytes(&xq[t][v]));
-                for r in 0..R {
-                    let q = s.bytes(&q[v][r0 + r]);
-                    for t in 0..T {
-                        ints[r][t] = s.dot(ints[r][t], q, x[t]);
-                    }
-                }
-            }
-            let d: [_; T] = array(|t| s.load(&x[t].d[step]));
-            for r in 0..R {
-                let scale = s.load(&scale[step][r0 + r]);
-                for t in 0..T {
-                    sums[r][t] = s.fma(s.mul(scale, d[t]), s.float(ints[r][t]), sums[r][t]);
-                }
-            }
-            if panel.offsets {
-                let xs: [_; T] = array(|t| s.load(&x[t].sums[step]));
-                for r in 0..R {
-                    let offset = s.load(&offset[step][r0 + r]);
-                    for t in 0..T {
-                        sums[r][t] = s.fma(offset, xs[t], sums[r][t]);
-                    }
-                }
-            }
-        }
-        if self.last {
-            put_tile(s, self.job, (panel.rows.start + row, token), &sums);
+        let from = if self.steps.start == 0 {
+            &[[0.0; LANES]; ROWS * 3][..R * T]
         } else {
-            for r in 0..R {
-                for t in 0..T {
-                    s.store(sums[r][t], &mut kept[r * T + t]);
-                }
+            &*kept
+        };
+        let mut sums = [[s.splat(0.0); T]; R];
+        for r in 0..R {
+            for t in 0..T {
+                sums[r][t] = s.load(&from[t * R + r]);
+            }
+        }
+        for step in self.steps.start..self.steps.end.min(layout.groups) {
+            let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
+            let mut ints = start(s, &x, panel.zero);
+            for v in 0..V {
+                multiply(s, &mut ints, &w.q[v], r0, array(|t| &x[t].q[v]));
+            }
+            scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
+        }
+        for step in self.steps.start.max(layout.groups)..self.steps.end {
+            let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
+            let mut ints = start(s, &x, panel.zero);
+            multiply(s, &mut ints, &w.q[0], r0, array(|t| &x[t].q[0]));
+            scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (t, sum) in sums.iter().enumerate() {
+                s.store(*sum, &mut kept[t * R + r]);
             }
         }
         T
+    }
+}
+
+/// What the bytes' zero subtracts from the products of a step.
+#[inline(always)]
+fn start<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    x: &[Step<'_>; T],
+    zero: i32,
+) -> [[S::N; T]; R] {
+    [array(|t| s.times(x[t].ints, -zero)); R]
+}
+
+/// Adds the integers of R rows by T tokens to the sums, with their scales and offsets.
+#[inline(always)]
+fn scale<S: Simd, const OFFSETS: bool, const R: usize, const T: usize>(
+    s: S,
+    sums: &mut [[S::F; T]; R],
+    ints: &[[S::N; T]; R],
+    w: &FourRows<'_>,
+    r0: usize,
+    x: &[Step<'_>; T],
+) {
+    for (r, (sums, ints)) in sums.iter_mut().zip(ints).enumerate() {
+        let scale = s.load_f32(&w.scale[r0 + r]);
+        for t in 0..T {
+            let scale = s.mul(scale, s.load_f32(x[t].d));
+            sums[t] = s.fma(scale, s.float(ints[t]), sums[t]);
+        }
+    }
+    if OFFSETS {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let offset = s.load_f32(&w.offset[r0 + r]);
+            for t in 0..T {
+                sums[t] = s.fma(offset, s.load_f32(x[t].sums), sums[t]);
+            }
+        }
+    }
+}
+
+/// Adds up the lanes of sums `[tokens][R]` and writes them from (row, token) on, with the bias; rows
+/// beyond the task's are left out.
+#[inline(always)]
+fn put_sums<S: Simd, const R: usize>(
+    s: S,
+    job: &Job<'_>,
+    (row, token): (usize, usize),
+    sums: &[[f32; LANES]],
+) {
+    let rows = R.min(job.rows.end.saturating_sub(row));
+    if rows == 0 {
+        return;
+    }
+    for (t, sums) in sums.as_chunks::<R>().0.iter().enumerate() {
+        let four = s.sum4(four!(|r| s.load(&sums[r % R])));
+        let at = (token + t) * job.w.rows() + row;
+        if rows == R {
+            // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
+            let to = unsafe { job.out.part(at, R) };
+            if let Some(to) = to.first_chunk_mut::<R>() {
+                *to = *four.first_chunk().unwrap_or(&[0.0; R]);
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe { job.out.part(at, rows) }.copy_from_slice(&four[..rows]);
+        }
+    }
+    if let Some(bias) = job.bias {
+        for t in 0..sums.len() / R {
+            let at = (token + t) * job.w.rows() + row;
+            // SAFETY: as above.
+            let to = unsafe { job.out.part(at, rows) };
+            for (to, bias) in to.iter_mut().zip(&bias[row..]) {
+                *to += bias;
+            }
+        }
+    }
+}
+
+/// Adds the products of R rows from `r0` on with T tokens.
+#[inline(always)]
+fn multiply<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    sums: &mut [[S::N; T]; R],
+    w: &[[u8; 64]; ROWS],
+    r0: usize,
+    x: [&[u8; 64]; T],
+) {
+    let x: [_; T] = array(|t| s.bytes(x[t]));
+    for r in 0..R {
+        let w = s.bytes(&w[r0 + r]);
+        for t in 0..T {
+            sums[r][t] = s.dot(sums[r][t], w, x[t]);
+        }
     }
 }

@@ -27,13 +27,8 @@ impl Layout {
         }
     }
 
-    /// Vectors of scales in a row.
+    /// Groups and pairs of a row.
     pub(crate) fn steps(self) -> usize {
         self.groups + self.pairs
-    }
-
-    /// Vectors of bytes in a row.
-    pub(crate) fn lines(self) -> usize {
-        self.groups * self.vectors + self.pairs
     }
 }

@@ -52,19 +52,15 @@ pub(crate) struct Job<'a> {
 /// The table's level is available on this machine.
 pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
     let (n, cols) = (job.x.n, job.w.cols());
-    let Scratch {
-        bytes,
-        floats,
-        scales,
-    } = scratch;
+    let Scratch { bytes, floats } = scratch;
     // SAFETY: passed on to the caller.
     unsafe {
         match job.form {
             Form::Rounded(_) if n == 1 => (table.integer_rows)(job),
             Form::Rounded(block) => {
-                for rows in panels(job, cols) {
-                    let layout = Layout::new(block, cols);
-                    let mut panel = Panel::new(rows.clone(), layout, bytes, scales);
+                let layout = Layout::new(block, cols);
+                for rows in panels(job, Panel::row_bytes(layout)) {
+                    let mut panel = Panel::new(rows.clone(), layout, bytes);
                     (table.integer_panel)(job, &mut panel);
                     (table.integer_tiles)(job, &panel, integers::sums(rows.len(), floats));
                 }
@@ -82,7 +78,7 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
                         (table.float_panel)(job, rows, &mut panel);
                     } else {
                         let layout = Layout::new(unpack::block(job.w.ty()), cols);
-                        let mut integers = Panel::new(rows, layout, bytes, scales);
+                        let mut integers = Panel::new(rows, layout, bytes);
                         (table.integer_panel)(job, &mut integers);
                         (table.dequantize)(&integers, &mut panel);
                     }
@@ -97,11 +93,14 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
 fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     // A few tokens meet each row a few times: their panel should stay close.
     let bytes = if job.x.n <= FEW { 0 } else { PANEL_BYTES };
-    let step = (bytes / row_bytes.max(1) / ROWS * ROWS).max(ROWS);
+    let most = (bytes / row_bytes.max(1)).max(ROWS);
+    // Of one size, since each panel passes over all activations.
+    let parts = job.rows.len().div_ceil(most).max(1);
+    let step = job.rows.len().div_ceil(parts).next_multiple_of(ROWS);
     let end = job.rows.end;
     job.rows
         .clone()
-        .step_by(step)
+        .step_by(step.max(ROWS))
         .map(move |r| r..end.min(r + step))
 }
 

@@ -59,6 +59,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn store_f32(self, x: Pair, to: &mut [u8; 64]) {
+        let at = to.as_mut_ptr().cast::<f32>();
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_ps(at, x.0);
+            _mm256_storeu_ps(at.add(8), x.1);
+        }
+    }
+    #[inline(always)]
     fn load_f32(self, bytes: &[u8; 64]) -> Pair {
         let at = bytes.as_ptr().cast::<f32>();
         // SAFETY: see above.
@@ -143,6 +152,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn min(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: see above.
         unsafe { (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn pick(self, a: Pair, b: Pair, x: Pair, y: Pair) -> Pair {
+        // SAFETY: see above.
+        unsafe {
+            let half = |a, b, x, y| _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+            (half(a.0, b.0, x.0, y.0), half(a.1, b.1, x.1, y.1))
+        }
     }
     #[inline(always)]
     fn round(self, x: Pair) -> Pair {
@@ -326,18 +343,39 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn to_bytes(self, x: [Pair; 4]) -> Ints {
+    fn float_quarters(self, from: [&[f32; 4]; 4]) -> Ints {
         // SAFETY: see above.
         unsafe {
-            // Packing works within 128 bits; the permutation puts words in order.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let pack = |a: Pair, b: Pair| {
-                let [a0, a1, b0, b1] = [a.0, a.1, b.0, b.1].map(|x| _mm256_cvtps_epi32(x));
-                let both =
-                    _mm256_packs_epi16(_mm256_packs_epi32(a0, a1), _mm256_packs_epi32(b0, b1));
-                _mm256_permutevar8x32_epi32(both, order)
+            let load = |i: usize| _mm_castps_si128(_mm_loadu_ps(from[i].as_ptr()));
+            (
+                _mm256_set_m128i(load(1), load(0)),
+                _mm256_set_m128i(load(3), load(2)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn as_floats(self, x: Ints) -> Pair {
+        // SAFETY: see above.
+        unsafe { (_mm256_castsi256_ps(x.0), _mm256_castsi256_ps(x.1)) }
+    }
+    #[inline(always)]
+    fn to_words(self, x: [Pair; 4]) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let words = |x: [__m256; 4]| {
+                let [a, b, c, d]: [_; 4] = array(|i| _mm256_cvtps_epi32(x[i]));
+                let byte = _mm256_set1_epi32(255);
+                let low = _mm256_or_si256(
+                    _mm256_and_si256(a, byte),
+                    _mm256_slli_epi32::<8>(_mm256_and_si256(b, byte)),
+                );
+                let high = _mm256_or_si256(
+                    _mm256_slli_epi32::<16>(_mm256_and_si256(c, byte)),
+                    _mm256_slli_epi32::<24>(d),
+                );
+                _mm256_or_si256(low, high)
             };
-            (pack(x[0], x[1]), pack(x[2], x[3]))
+            (words(array(|i| x[i].0)), words(array(|i| x[i].1)))
         }
     }
     #[inline(always)]
@@ -363,7 +401,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn times(self, x: &[i32; 16], by: i32) -> Ints {
+    fn times(self, x: &[u8; 64], by: i32) -> Ints {
         let at = x.as_ptr().cast::<__m256i>();
         // SAFETY: see above.
         unsafe {
@@ -375,7 +413,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn store_ints(self, x: Ints, to: &mut [i32; 16]) {
+    fn store_ints(self, x: Ints, to: &mut [u8; 64]) {
         let at = to.as_mut_ptr().cast::<__m256i>();
         // SAFETY: see above.
         unsafe {

@@ -45,6 +45,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
     }
     #[inline(always)]
+    fn store_f32(self, x: __m512, to: &mut [u8; 64]) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
     fn load_f32(self, bytes: &[u8; 64]) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
@@ -107,6 +112,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     fn min(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn pick(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
     }
     #[inline(always)]
     fn round(self, x: __m512) -> __m512 {
@@ -266,13 +276,31 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         }
     }
     #[inline(always)]
-    fn to_bytes(self, x: [__m512; 4]) -> __m512i {
+    fn float_quarters(self, from: [&[f32; 4]; 4]) -> __m512i {
         // SAFETY: see above.
         unsafe {
-            let [a, b, c, d]: [__m128i; 4] =
-                array(|i| _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x[i])));
-            let x = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
-            _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(x, c), d)
+            let load = |i: usize| _mm_loadu_ps(from[i].as_ptr());
+            let x = _mm512_castps128_ps512(load(0));
+            let x = _mm512_insertf32x4::<1>(x, load(1));
+            let x = _mm512_insertf32x4::<2>(x, load(2));
+            _mm512_castps_si512(_mm512_insertf32x4::<3>(x, load(3)))
+        }
+    }
+    #[inline(always)]
+    fn as_floats(self, x: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(x) }
+    }
+    #[inline(always)]
+    fn to_words(self, x: [__m512; 4]) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b, c, d]: [_; 4] = array(|i| _mm512_cvtps_epi32(x[i]));
+            let low = _mm512_mask_mov_epi8(_mm512_slli_epi32::<8>(b), 0x1111_1111_1111_1111, a);
+            let d = _mm512_slli_epi32::<24>(d);
+            let high = _mm512_slli_epi32::<16>(c);
+            let high = _mm512_mask_mov_epi8(d, 0x4444_4444_4444_4444, high);
+            _mm512_mask_mov_epi16(high, 0x5555_5555, low)
         }
     }
     #[inline(always)]
@@ -304,12 +332,12 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         }
     }
     #[inline(always)]
-    fn times(self, x: &[i32; 16], by: i32) -> __m512i {
+    fn times(self, x: &[u8; 64], by: i32) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_mullo_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi32(by)) }
     }
     #[inline(always)]
-    fn store_ints(self, x: __m512i, to: &mut [i32; 16]) {
+    fn store_ints(self, x: __m512i, to: &mut [u8; 64]) {
         // SAFETY: see above.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
     }

@@ -89,6 +89,8 @@ pub(crate) trait Simd: Copy {
     fn store(self, x: Self::F, to: &mut [f32; 16]);
     /// 16 little-endian f32.
     fn load_f32(self, bytes: &[u8; 64]) -> Self::F;
+    /// 16 little-endian f32 to memory.
+    fn store_f32(self, x: Self::F, to: &mut [u8; 64]);
     /// 16 little-endian IEEE halves, widened.
     fn load_f16(self, bytes: &[u8; 32]) -> Self::F;
     /// 16 little-endian bfloat16, widened.
@@ -112,6 +114,8 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// a < b ? a : b, thus b if either is NaN
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a < b ? x : y
+    fn pick(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// To the nearest integer, ties to even; |x| below 2^22.
     fn round(self, x: Self::F) -> Self::F;
     /// 2^n for integers n of -126..=127 given as floats; anything for other input.
@@ -153,8 +157,13 @@ pub(crate) trait Simd: Copy {
     /// The even quarters of both, taken in turns, and the odd ones: quarters
     /// `[low 0, high 0, low 2, high 2]` and `[low 1, high 1, low 3, high 3]`.
     fn zip(self, low: Self::B, high: Self::B) -> [Self::B; 2];
-    /// 64 integers of -128..=127, given as floats; anything for other input.
-    fn to_bytes(self, x: [Self::F; 4]) -> Self::B;
+    /// Four times four floats, as bytes.
+    fn float_quarters(self, from: [&[f32; 4]; 4]) -> Self::B;
+    /// The words as floats.
+    fn as_floats(self, x: Self::B) -> Self::F;
+    /// Words of four integers of -128..=127, given as floats of which the first are the lowest bytes;
+    /// anything for other input.
+    fn to_words(self, x: [Self::F; 4]) -> Self::B;
     /// Adds to each lane the products of its word's four unsigned bytes with four signed ones, exactly.
     fn dot(self, sum: Self::N, w: Self::B, x: Self::B) -> Self::N;
     /// Adds to each lane the products of its word's two bfloat16, exactly until both are added. Only for
@@ -162,10 +171,10 @@ pub(crate) trait Simd: Copy {
     fn dot_bf16(self, _sum: Self::F, _w: Self::B, _x: Self::B) -> Self::F {
         unreachable!("asked for by the level with BF16 only")
     }
-    /// x · by, wrapping
-    fn times(self, x: &[i32; 16], by: i32) -> Self::N;
-    /// 16 integers to memory.
-    fn store_ints(self, x: Self::N, to: &mut [i32; 16]);
+    /// x · by of 16 little-endian i32, wrapping
+    fn times(self, x: &[u8; 64], by: i32) -> Self::N;
+    /// 16 little-endian i32 to memory.
+    fn store_ints(self, x: Self::N, to: &mut [u8; 64]);
     /// Converted; exact below 2^24.
     fn float(self, x: Self::N) -> Self::F;
     /// Lane 4l + i of the result is lane 4i + l of `x`.

@@ -71,6 +71,12 @@ impl Simd for Scalar {
     fn store(self, x: [f32; 16], to: &mut [f32; 16]) {
         *to = x;
     }
+    #[inline]
+    fn store_f32(self, x: [f32; 16], to: &mut [u8; 64]) {
+        for (x, to) in x.iter().zip(to.as_chunks_mut().0) {
+            *to = x.to_le_bytes();
+        }
+    }
     #[inline(always)]
     fn load_f32(self, bytes: &[u8; 64]) -> [f32; 16] {
         let (x, _) = bytes.as_chunks::<4>();
@@ -122,6 +128,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn pick(self, a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+        each(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
     fn round(self, x: [f32; 16]) -> [f32; 16] {
@@ -201,8 +211,16 @@ impl Simd for Scalar {
         })
     }
     #[inline]
-    fn to_bytes(self, x: [[f32; 16]; 4]) -> [u8; 64] {
-        every(|i| (x[i / 16][i % 16] as i8).cast_unsigned())
+    fn float_quarters(self, from: [&[f32; 4]; 4]) -> [u8; 64] {
+        every(|i| from[i / 16][i % 16 / 4].to_le_bytes()[i % 4])
+    }
+    #[inline]
+    fn as_floats(self, x: [u8; 64]) -> [f32; 16] {
+        self.load_f32(&x)
+    }
+    #[inline]
+    fn to_words(self, x: [[f32; 16]; 4]) -> [u8; 64] {
+        every(|i| (x[i % 4][i / 4] as i8).cast_unsigned())
     }
     #[inline]
     fn dot(self, sum: [i32; 16], w: [u8; 64], x: [u8; 64]) -> [i32; 16] {
@@ -213,12 +231,15 @@ impl Simd for Scalar {
         })
     }
     #[inline]
-    fn times(self, x: &[i32; 16], by: i32) -> [i32; 16] {
-        array(|i| x[i].wrapping_mul(by))
+    fn times(self, x: &[u8; 64], by: i32) -> [i32; 16] {
+        let (x, _) = x.as_chunks::<4>();
+        array(|i| i32::from_le_bytes(x[i]).wrapping_mul(by))
     }
     #[inline]
-    fn store_ints(self, x: [i32; 16], to: &mut [i32; 16]) {
-        *to = x;
+    fn store_ints(self, x: [i32; 16], to: &mut [u8; 64]) {
+        for (x, to) in x.iter().zip(to.as_chunks_mut().0) {
+            *to = x.to_le_bytes();
+        }
     }
     #[inline]
     fn float(self, x: [i32; 16]) -> [f32; 16] {
