@@ -26,7 +26,8 @@ pub struct Activations<'a> {
     padded: Option<Buffer<f32>>,
     /// Rounded in blocks of 32 and of 16.
     rounded: [Option<Rounded>; 2],
-    /// As bfloat16, rows padded with zeros to whole vectors.
+    /// As bfloat16, rows padded with zeros to whole lines: `[lines / HALVES_PART][n][HALVES_PART]`, the
+    /// last part as short as it is.
     halves: Option<Buffer<u8>>,
 }
 
@@ -144,6 +145,7 @@ impl<'a> Activations<'a> {
     pub(crate) fn tasks(&mut self) -> Tasks<'_> {
         Tasks {
             x: self.x,
+            n: self.n,
             cols: self.cols,
             rounded: self.rounded.each_mut().map(|rounded| {
                 rounded.as_mut().map(|r| Places {
@@ -174,12 +176,19 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// All rows as bfloat16, in whole vectors of 32.
+    /// All rows as bfloat16, part by part.
     #[inline(always)]
-    pub(crate) fn halves(&self) -> &[[u8; 64]] {
+    pub(crate) fn all_halves(&self) -> &[[u8; 64]] {
         self.halves
             .as_ref()
             .map_or(&[], |h| h.as_ref().as_chunks().0)
+    }
+
+    /// A part of a token's row as bfloat16.
+    #[inline(always)]
+    pub(crate) fn halves(&self, token: usize, part: usize) -> &[[u8; 64]] {
+        let (at, len) = halves_place(self.n, self.cols, token, part);
+        &self.all_halves()[at..][..len]
     }
 
     /// The rows rounded in blocks of `block`. Panics if they were not prepared.
@@ -201,9 +210,22 @@ impl Rounded {
     }
 }
 
+/// Lines of a row of bfloat16 that lie together: of a few tokens these stay in the nearest cache, where
+/// whole rows behind each other would meet in the same places.
+pub(crate) const HALVES_PART: usize = 32;
+
+/// Where a part of a token's row of bfloat16 lies, in lines, and how many.
+#[inline(always)]
+fn halves_place(n: usize, cols: usize, token: usize, part: usize) -> (usize, usize) {
+    let before = part * HALVES_PART;
+    let len = (cols.div_ceil(2 * LANES) - before).min(HALVES_PART);
+    (before * n + token * len, len)
+}
+
 /// The preparation of activations, token by token.
 pub(crate) struct Tasks<'a> {
     x: &'a [f32],
+    n: usize,
     cols: usize,
     rounded: [Option<Places<'a>>; 2],
     halves: Option<Shared<'a, u8>>,
@@ -241,12 +263,14 @@ pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
         }
     }
     if let Some(halves) = &tasks.halves {
-        let len = tasks.cols.div_ceil(2 * LANES) * 64;
-        // SAFETY: as above.
-        let to = unsafe { halves.part(token * len, len) };
-        to[2 * x.len()..].fill(0);
-        for (to, x) in to.as_chunks_mut().0.iter_mut().zip(x) {
-            *to = bfloat(*x).to_le_bytes();
+        for (part, x) in x.chunks(HALVES_PART * 2 * LANES).enumerate() {
+            let (at, len) = halves_place(tasks.n, tasks.cols, token, part);
+            // SAFETY: as above.
+            let to = unsafe { halves.part(at * 64, len * 64) };
+            to[2 * x.len()..].fill(0);
+            for (to, x) in to.as_chunks_mut().0.iter_mut().zip(x) {
+                *to = bfloat(*x).to_le_bytes();
+            }
         }
     }
 }

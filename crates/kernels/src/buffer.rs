@@ -121,6 +121,8 @@ pub(crate) struct Scratch {
     pub(crate) bytes: Buffer<u8>,
     /// Unpacked floats of weight rows, or all that a strip of attention needs.
     pub(crate) floats: Buffer<f32>,
+    /// Sums of products of some columns.
+    pub(crate) sums: Buffer<f32>,
 }
 
 thread_local! {
@@ -134,6 +136,7 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
         Box::new(Scratch {
             bytes: Buffer::empty(),
             floats: Buffer::empty(),
+            sums: Buffer::empty(),
         })
     });
     let result = f(&mut scratch);
@@ -169,17 +172,6 @@ impl<'a, T> Shared<'a, T> {
             len: out.len(),
             of: PhantomData,
         }
-    }
-
-    /// Writes one element. Panics if out of range.
-    ///
-    /// # Safety
-    /// No other thread accesses this element during the region.
-    #[inline(always)]
-    pub(crate) unsafe fn set(&self, i: usize, value: T) {
-        assert!(i < self.len, "element {i} of {}", self.len);
-        // SAFETY: in range of the exclusively borrowed slice; not accessed elsewhere (caller).
-        unsafe { self.at.add(i).write(value) }
     }
 
     /// A part of the output. Panics if out of range.

@@ -7,8 +7,9 @@ use crate::activations::{Rounded, Step};
 use crate::buffer::Buffer;
 use crate::floats::Floats;
 use crate::layout::Layout;
-use crate::matmul::{Job, ROWS, put_tile};
-use crate::simd::{LANES, Simd, array, four};
+use crate::matmul::Job;
+use crate::simd::{LANES, Simd, array};
+use crate::tiles::{self, ROWS, Tiles, Visits};
 use crate::unpack::{self, Format, Group, Pair, Take, with_format};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -25,25 +26,18 @@ fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
     let x = job.x.rounded(F::BLOCK);
     let (layout, x) = (x.layout, x.row(0));
     for first in job.rows.clone().step_by(ROWS) {
-        let mut sums = [[s.splat(0.0)]; ROWS];
-        let rows = ROWS.min(job.rows.end - first);
-        for (r, sum) in sums.iter_mut().enumerate().take(rows) {
+        let mut sums = [[0.0; LANES]; ROWS];
+        for (row, sum) in (first..job.rows.end).zip(&mut sums) {
             let mut dot = Dot::<S, F> {
                 x,
-                sum: sum[0],
+                sum: s.splat(0.0),
                 step: 0,
                 format: PhantomData,
             };
-            unpack::row::<S, F>(s, layout, job.w.row(first + r), &mut dot);
-            *sum = [dot.sum];
+            unpack::row::<S, F>(s, layout, job.w.row(row), &mut dot);
+            s.store(dot.sum, sum);
         }
-        if rows == ROWS {
-            put_tile(s, job, (first, 0), &sums);
-        } else {
-            for (r, sum) in sums.iter().enumerate().take(rows) {
-                put_tile(s, job, (first + r, 0), &[*sum]);
-            }
-        }
+        tiles::put::<S, ROWS>(s, job, (first, 0), &sums);
     }
 }
 
@@ -228,7 +222,7 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
     let (layout, block) = (panel.layout, 4 * panel.layout.vectors);
     let lines = layout.steps() * FourRows::lines(layout.vectors);
     let float = |line: &[u8; 64], lane: usize| f32::from_le_bytes(line.as_chunks().0[lane]);
-    let rows = to.rows.chunks_exact_mut(to.len);
+    let rows = to.values.chunks_exact_mut(to.len);
     for (r, to) in rows.enumerate().take(panel.rows.len()) {
         let (four, r) = (r / ROWS, r % ROWS);
         let lines = &panel.lines[four * lines..][..lines];
@@ -252,15 +246,14 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
     }
 }
 
-/// Bytes of a token's row that are multiplied before the next columns' turn comes: of a few tokens
-/// so much stays in the nearest cache.
+/// Bytes of a token's row that stay in the nearest cache, of so many tokens.
 const NEAR_BYTES: usize = 2816;
-/// Tokens that share a visit of the nearest cache; a multiple of every tile's.
+/// See `NEAR_BYTES`; a multiple of a tile's.
 const NEAR_TOKENS: usize = 12;
 
-/// All tokens over a panel: some tokens, for them some columns, for these all rows.
+/// All tokens over a panel.
 #[inline(always)]
-pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut [[f32; LANES]]) {
+pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut Buffer<f32>) {
     match (panel.layout.vectors, panel.offsets) {
         (8, false) => visits::<S, 8, false>(s, job, panel, sums),
         (8, true) => visits::<S, 8, true>(s, job, panel, sums),
@@ -269,119 +262,51 @@ pub(crate) fn tiles<S: Simd>(s: S, job: &Job<'_>, panel: &Panel<'_>, sums: &mut 
     }
 }
 
-/// Room for the sums of `tiles` between their visits, for a panel of `rows` rows.
-pub(crate) fn sums(rows: usize, to: &mut Buffer<f32>) -> &mut [[f32; LANES]] {
-    let rows = rows.next_multiple_of(ROWS);
-    to.ensure(rows * NEAR_TOKENS * LANES).as_chunks_mut().0
-}
-
 /// As `tiles`, for groups of V vectors.
 #[inline(always)]
 fn visits<S: Simd, const V: usize, const OFFSETS: bool>(
     s: S,
     job: &Job<'_>,
     panel: &Panel<'_>,
-    sums: &mut [[f32; LANES]],
+    sums: &mut Buffer<f32>,
 ) {
-    let layout = panel.layout;
-    let rows = panel.rows.len().next_multiple_of(ROWS);
-    let steps = NEAR_BYTES / 64 / Step::lines(V);
-    for first in (0..job.x.n).step_by(NEAR_TOKENS) {
-        let end = job.x.n.min(first + NEAR_TOKENS);
-        let mut step = 0;
-        loop {
-            let next = if step + steps >= layout.groups {
-                layout.steps()
-            } else {
-                step + steps
-            };
-            let part = Part {
-                rounded: job.x.rounded(4 * V),
-                panel,
-                steps: step..next,
-            };
-            for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
-                let at = (row, first..end);
-                if S::WIDE {
-                    part.tokens::<S, V, OFFSETS, 4>(s, job, at, sums);
-                } else {
-                    part.tokens::<S, V, OFFSETS, 2>(s, job, at, sums);
-                }
-            }
-            if next == layout.steps() {
-                break;
-            }
-            step = next;
-        }
-    }
+    let visits = Visits {
+        job,
+        rows: panel.rows.clone(),
+        columns: panel.layout.steps(),
+        near: (NEAR_BYTES / 64 / Step::lines(V), NEAR_TOKENS),
+    };
+    let integers = Integers::<V, OFFSETS> {
+        rounded: job.x.rounded(4 * V),
+        panel,
+    };
+    visits.run(s, &integers, visits.sums(sums));
 }
 
-/// Some steps of all rows of a panel.
-struct Part<'a> {
+/// A panel of groups of V vectors with the activations it meets.
+struct Integers<'a, const V: usize, const OFFSETS: bool> {
     rounded: &'a Rounded,
     panel: &'a Panel<'a>,
-    steps: Range<usize>,
 }
 
-impl Part<'_> {
-    /// R rows by the tokens of a visit; the last steps write their results.
-    #[inline(always)]
-    fn tokens<S: Simd, const V: usize, const OFFSETS: bool, const R: usize>(
-        &self,
-        s: S,
-        job: &Job<'_>,
-        (row, tokens): (usize, Range<usize>),
-        sums: &mut [[f32; LANES]],
-    ) {
-        let steps = self.panel.layout.steps();
-        // Sums that no other visit goes on with need one place.
-        let place = if self.steps.len() == steps {
-            0
-        } else {
-            row * NEAR_TOKENS
-        };
-        let sums = &mut sums[place..][..R * tokens.len()];
-        let mut t = tokens.start;
-        while t < tokens.end {
-            let (at, sums) = ((row, t), &mut sums[R * (t - tokens.start)..]);
-            t += match (R, tokens.end - t) {
-                (4, 3 | 5..) => self.tile::<S, V, OFFSETS, R, 3>(s, at, sums),
-                (_, 2..) => self.tile::<S, V, OFFSETS, R, 2>(s, at, sums),
-                _ => self.tile::<S, V, OFFSETS, R, 1>(s, at, sums),
-            };
-        }
-        if self.steps.end == steps {
-            let at = (self.panel.rows.start + row, tokens.start);
-            put_sums::<S, R>(s, job, at, sums);
-        }
-    }
+impl<S: Simd, const V: usize, const OFFSETS: bool> Tiles<S> for Integers<'_, V, OFFSETS> {
+    // Beside twelve sums there are as many integers.
+    const TOKENS: usize = 3;
 
-    /// R rows by T tokens of integer products with scales and offsets; goes on from the sums in
-    /// `kept [T][R]` unless it begins, and leaves its own there. Returns T.
     #[inline(always)]
-    fn tile<S: Simd, const V: usize, const OFFSETS: bool, const R: usize, const T: usize>(
+    fn tile<const R: usize, const T: usize>(
         &self,
         s: S,
         (row, token): (usize, usize),
+        steps: Range<usize>,
         kept: &mut [[f32; LANES]],
-    ) -> usize {
+    ) {
         let (panel, layout, r0) = (self.panel, self.panel.layout, row % ROWS);
         let lines = layout.steps() * FourRows::lines(V);
         let w = &panel.lines[row / ROWS * lines..][..lines];
         let x: [&[[u8; 64]]; T] = array(|t| self.rounded.row(token + t));
-        let kept = &mut kept[..R * T];
-        let from = if self.steps.start == 0 {
-            &[[0.0; LANES]; ROWS * 3][..R * T]
-        } else {
-            &*kept
-        };
-        let mut sums = [[s.splat(0.0); T]; R];
-        for r in 0..R {
-            for t in 0..T {
-                sums[r][t] = s.load(&from[t * R + r]);
-            }
-        }
-        for step in self.steps.start..self.steps.end.min(layout.groups) {
+        let mut sums: [[S::F; T]; R] = tiles::begin(s, &steps, kept);
+        for step in steps.start..steps.end.min(layout.groups) {
             let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
             let mut ints = start(s, &x, panel.zero);
             for v in 0..V {
@@ -389,18 +314,13 @@ impl Part<'_> {
             }
             scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
         }
-        for step in self.steps.start.max(layout.groups)..self.steps.end {
+        for step in steps.start.max(layout.groups)..steps.end {
             let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
             let mut ints = start(s, &x, panel.zero);
             multiply(s, &mut ints, &w.q[0], r0, array(|t| &x[t].q[0]));
             scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (t, sum) in sums.iter().enumerate() {
-                s.store(*sum, &mut kept[t * R + r]);
-            }
-        }
-        T
+        tiles::keep(s, &sums, kept);
     }
 }
 
@@ -436,45 +356,6 @@ fn scale<S: Simd, const OFFSETS: bool, const R: usize, const T: usize>(
             let offset = s.load_f32(&w.offset[r0 + r]);
             for t in 0..T {
                 sums[t] = s.fma(offset, s.load_f32(x[t].sums), sums[t]);
-            }
-        }
-    }
-}
-
-/// Adds up the lanes of sums `[tokens][R]` and writes them from (row, token) on, with the bias; rows
-/// beyond the task's are left out.
-#[inline(always)]
-fn put_sums<S: Simd, const R: usize>(
-    s: S,
-    job: &Job<'_>,
-    (row, token): (usize, usize),
-    sums: &[[f32; LANES]],
-) {
-    let rows = R.min(job.rows.end.saturating_sub(row));
-    if rows == 0 {
-        return;
-    }
-    for (t, sums) in sums.as_chunks::<R>().0.iter().enumerate() {
-        let four = s.sum4(four!(|r| s.load(&sums[r % R])));
-        let at = (token + t) * job.w.rows() + row;
-        if rows == R {
-            // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
-            let to = unsafe { job.out.part(at, R) };
-            if let Some(to) = to.first_chunk_mut::<R>() {
-                *to = *four.first_chunk().unwrap_or(&[0.0; R]);
-            }
-        } else {
-            // SAFETY: as above.
-            unsafe { job.out.part(at, rows) }.copy_from_slice(&four[..rows]);
-        }
-    }
-    if let Some(bias) = job.bias {
-        for t in 0..sums.len() / R {
-            let at = (token + t) * job.w.rows() + row;
-            // SAFETY: as above.
-            let to = unsafe { job.out.part(at, rows) };
-            for (to, bias) in to.iter_mut().zip(&bias[row..]) {
-                *to += bias;
             }
         }
     }

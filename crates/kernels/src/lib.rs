@@ -5,8 +5,8 @@
 //!
 //! From the ground up: `types` and `blocks` (storage types, the plain reference of each), `simd`
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
-//! `unpack` (the common form of quantised rows), `activations`, `integers`, `floats` and `matmul`
-//! (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
+//! `unpack` (the common form of quantised rows), `activations`, `tiles`, `integers`, `floats` and
+//! `matmul` (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
 //! (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
@@ -33,6 +33,7 @@ mod roof;
 mod rope;
 mod simd;
 mod synth;
+mod tiles;
 mod types;
 mod unpack;
 

@@ -18,10 +18,10 @@ use crate::Matrix;
 use crate::activations::{Activations, Form};
 use crate::buffer::{Scratch, Shared};
 use crate::floats::{Floats, Halves};
-use crate::integers::{self, Panel};
+use crate::integers::Panel;
 use crate::layout::Layout;
 use crate::simd::table::Table;
-use crate::simd::{Simd, array};
+use crate::tiles::ROWS;
 use crate::unpack;
 use std::ops::Range;
 
@@ -31,8 +31,6 @@ const PANEL_BYTES: usize = 256 << 10;
 const NEAR_BYTES: usize = 24 << 10;
 /// Tokens that do not need a larger panel than one of few rows.
 const FEW: usize = 24;
-/// Rows of a panel are a multiple of every tile's rows.
-pub(crate) const ROWS: usize = 4;
 
 /// Some rows of one product, the work of one task.
 pub(crate) struct Job<'a> {
@@ -52,7 +50,11 @@ pub(crate) struct Job<'a> {
 /// The table's level is available on this machine.
 pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
     let (n, cols) = (job.x.n, job.w.cols());
-    let Scratch { bytes, floats } = scratch;
+    let Scratch {
+        bytes,
+        floats,
+        sums,
+    } = scratch;
     // SAFETY: passed on to the caller.
     unsafe {
         match job.form {
@@ -60,15 +62,15 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
             Form::Rounded(block) => {
                 let layout = Layout::new(block, cols);
                 for rows in panels(job, Panel::row_bytes(layout)) {
-                    let mut panel = Panel::new(rows.clone(), layout, bytes);
+                    let mut panel = Panel::new(rows, layout, bytes);
                     (table.integer_panel)(job, &mut panel);
-                    (table.integer_tiles)(job, &panel, integers::sums(rows.len(), floats));
+                    (table.integer_tiles)(job, &panel, sums);
                 }
             }
             Form::Halves if n == 1 => (table.half_rows)(job),
             Form::Halves => {
                 for rows in panels(job, 2 * cols) {
-                    (table.half_tiles)(job, &Halves::new(job, rows, bytes));
+                    (table.half_tiles)(job, &Halves::new(job, rows, bytes), sums);
                 }
             }
             Form::Floats => {
@@ -82,7 +84,7 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
                         (table.integer_panel)(job, &mut integers);
                         (table.dequantize)(&integers, &mut panel);
                     }
-                    (table.float_tiles)(job, &panel);
+                    (table.float_tiles)(job, &panel, sums);
                 }
             }
         }
@@ -104,77 +106,8 @@ fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>>
         .map(move |r| r..end.min(r + step))
 }
 
-/// Calls `$tile::<S, R, T>($args, first row, first token)` for tiles that cover a panel, whose
-/// rows are filled up to a multiple of `ROWS`: some tokens that fit the nearest cache (`$fit`), over
-/// them all rows, over these the tokens in tiles.
-macro_rules! tiles {
-    ($s:ty, $rows:expr, $tokens:expr, $fit:expr, $tile:ident, $($arg:expr),*) => {{
-        let (rows, tokens) = ($rows, $tokens);
-        for first in (0..tokens).step_by($fit) {
-            let end = tokens.min(first + $fit);
-            let step = if <$s>::WIDE { 4 } else { 2 };
-            for r in (0..rows).step_by(step) {
-                let mut t = first;
-                while t + step <= end {
-                    if <$s>::WIDE {
-                        $tile::<$s, 4, 4>($($arg),*, r, t);
-                    } else {
-                        $tile::<$s, 2, 2>($($arg),*, r, t);
-                    }
-                    t += step;
-                }
-                while t < end {
-                    if <$s>::WIDE {
-                        $tile::<$s, 4, 1>($($arg),*, r, t);
-                    } else {
-                        $tile::<$s, 2, 1>($($arg),*, r, t);
-                    }
-                    t += 1;
-                }
-            }
-        }
-    }};
-}
-pub(crate) use tiles;
-
 /// Tokens of `bytes` each that fit the nearest cache beside a tile's rows, in whole tiles.
 #[inline(always)]
 pub(crate) fn tokens_at_once(bytes: usize) -> usize {
     (NEAR_BYTES / bytes.max(1) / 4 * 4).max(4)
-}
-
-/// Adds up the lanes of a tile and writes it from (row, token) on, with the bias; rows beyond the
-/// task's are left out.
-#[inline(always)]
-pub(crate) fn put_tile<S: Simd, const R: usize, const T: usize>(
-    s: S,
-    job: &Job<'_>,
-    (row, token): (usize, usize),
-    sums: &[[S::F; T]; R],
-) {
-    #[expect(clippy::needless_range_loop, reason = "the sums are rows by tokens")]
-    for t in 0..T {
-        let at = (token + t) * job.w.rows() + row;
-        if R == 4 && row + 4 <= job.rows.end {
-            let mut four = s.sum4(array(|r| sums[r % R][t]));
-            if let Some(bias) = job.bias {
-                four = array(|r| four[r] + bias[row + r]);
-            }
-            // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
-            unsafe { job.out.part(at, 4) }.copy_from_slice(&four);
-        } else {
-            for r in 0..R.min(job.rows.end.saturating_sub(row)) {
-                let sum = s.sum(sums[r][t]);
-                let sum = job.bias.map_or(sum, |bias| sum + bias[row + r]);
-                // SAFETY: as above.
-                unsafe { job.out.set(at + r, sum) }
-            }
-        }
-    }
-}
-
-/// `count` rows of `len` elements each, from row `first` on.
-#[inline(always)]
-pub(crate) fn take<E, const N: usize>(all: &[E], first: usize, len: usize) -> [&[E]; N] {
-    array(|i| &all[(first + i) * len..][..len])
 }

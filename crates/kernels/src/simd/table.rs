@@ -2,6 +2,7 @@
 
 use crate::activations::{self, Tasks};
 use crate::attention::{self, Field, Strip};
+use crate::buffer::Buffer;
 use crate::floats::{self, Floats, Halves};
 use crate::integers::{self, Panel};
 use crate::matmul::Job;
@@ -74,7 +75,7 @@ macro_rules! algorithms {
         level!(avx512bf16, crate::simd::avx512::Avx512<2>,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
             half_rows(job: &Job<'_>) = floats::half_rows;
-            half_tiles(job: &Job<'_>, panel: &Halves<'_>) = floats::half_tiles;
+            half_tiles(job: &Job<'_>, panel: &Halves<'_>, sums: &mut Buffer<f32>) = floats::half_tiles;
             ..avx512vnni::TABLE);
     };
 }
@@ -85,7 +86,7 @@ algorithms! {
     /// Widens rows of floats.
     float_panel(job: &Job<'_>, rows: Range<usize>, panel: &mut Floats<'_>) = floats::fill;
     /// All tokens over rows of floats.
-    float_tiles(job: &Job<'_>, panel: &Floats<'_>) = floats::tiles;
+    float_tiles(job: &Job<'_>, panel: &Floats<'_>, sums: &mut Buffer<f32>) = floats::tiles;
     /// Unpacks quantised rows for many tokens.
     integer_panel(job: &Job<'_>, panel: &mut Panel<'_>) = integers::fill;
     /// One token's activations in the forms that products need.
@@ -128,11 +129,11 @@ algorithms! {
     /// Quantised rows of a product with one token.
     integer_rows(job: &Job<'_>) = integers::rows;
     /// All tokens over unpacked rows.
-    integer_tiles(job: &Job<'_>, panel: &Panel<'_>, sums: &mut [[f32; 16]]) = integers::tiles;
+    integer_tiles(job: &Job<'_>, panel: &Panel<'_>, sums: &mut Buffer<f32>) = integers::tiles;
     /// Rows of bfloat16 with one token; only for the level that multiplies such pairs.
     half_rows(job: &Job<'_>) = floats::half_rows;
     /// All tokens over rows of bfloat16; likewise.
-    half_tiles(job: &Job<'_>, panel: &Halves<'_>) = floats::half_tiles;
+    half_tiles(job: &Job<'_>, panel: &Halves<'_>, sums: &mut Buffer<f32>) = floats::half_tiles;
 }
 
 /// The functions of a level, if this machine has it.
