@@ -86,12 +86,11 @@ impl<S: Simd> Tiles<S> for MeetFloats<'_> {
         s: S,
         (row, token): (usize, usize),
         columns: Range<usize>,
-        kept: &mut [[f32; LANES]],
+        sums: &mut [[S::F; T]; R],
     ) {
         let len = self.0.len;
         let w: [_; R] = array(|r| &self.0.values[(row + r) * len..][..len][columns.clone()]);
         let x: [_; T] = array(|t| &self.1[(token + t) * len..][..len][columns.clone()]);
-        let mut sums: [[S::F; T]; R] = tiles::begin(s, &columns, kept);
         for i in 0..columns.len() {
             let x: [_; T] = array(|t| s.load(&x[t][i]));
             for r in 0..R {
@@ -101,7 +100,6 @@ impl<S: Simd> Tiles<S> for MeetFloats<'_> {
                 }
             }
         }
-        tiles::keep(s, &sums, kept);
     }
 }
 
@@ -114,7 +112,7 @@ const AHEAD: usize = 4 << 10;
 pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
     let x = job.x.all_halves();
     for first in job.rows.clone().step_by(ROWS) {
-        let mut sums = [[0.0; LANES]; ROWS];
+        let mut sums = [s.splat(0.0); ROWS];
         for (row, to) in (first..job.rows.end).zip(&mut sums) {
             let mut sum = s.splat(0.0);
             let (full, rest) = job.w.row(row).as_chunks::<64>();
@@ -127,9 +125,9 @@ pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
                 last[..rest.len()].copy_from_slice(rest);
                 sum = s.dot_bf16(sum, s.bytes(&last), s.bytes(x));
             }
-            s.store(sum, to);
+            *to = sum;
         }
-        tiles::put::<S, ROWS>(s, job, (first, 0), &sums);
+        tiles::put(s, job, (first, 0), sums, ROWS);
     }
 }
 
@@ -192,12 +190,11 @@ impl<S: Simd> Tiles<S> for MeetHalves<'_> {
         s: S,
         (row, token): (usize, usize),
         columns: Range<usize>,
-        kept: &mut [[f32; LANES]],
+        sums: &mut [[S::F; T]; R],
     ) {
         let MeetHalves(panel, x) = self;
         let w = &panel.lines[row / ROWS * panel.len..][..panel.len][columns.clone()];
         let x: [_; T] = array(|t| &x.halves(token + t, columns.start / HALVES_PART)[..w.len()]);
-        let mut sums: [[S::F; T]; R] = tiles::begin(s, &columns, kept);
         for (i, w) in w.iter().enumerate() {
             let x: [_; T] = array(|t| s.bytes(&x[t][i]));
             for r in 0..R {
@@ -207,6 +204,5 @@ impl<S: Simd> Tiles<S> for MeetHalves<'_> {
                 }
             }
         }
-        tiles::keep(s, &sums, kept);
     }
 }

@@ -26,7 +26,7 @@ fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
     let x = job.x.rounded(F::BLOCK);
     let (layout, x) = (x.layout, x.row(0));
     for first in job.rows.clone().step_by(ROWS) {
-        let mut sums = [[0.0; LANES]; ROWS];
+        let mut sums = [s.splat(0.0); ROWS];
         for (row, sum) in (first..job.rows.end).zip(&mut sums) {
             let mut dot = Dot::<S, F> {
                 x,
@@ -35,9 +35,9 @@ fn rows_as<S: Simd, F: Format>(s: S, job: &Job<'_>) {
                 format: PhantomData,
             };
             unpack::row::<S, F>(s, layout, job.w.row(row), &mut dot);
-            s.store(dot.sum, sum);
+            *sum = dot.sum;
         }
-        tiles::put::<S, ROWS>(s, job, (first, 0), &sums);
+        tiles::put(s, job, (first, 0), sums, ROWS);
     }
 }
 
@@ -299,28 +299,26 @@ impl<S: Simd, const V: usize, const OFFSETS: bool> Tiles<S> for Integers<'_, V, 
         s: S,
         (row, token): (usize, usize),
         steps: Range<usize>,
-        kept: &mut [[f32; LANES]],
+        sums: &mut [[S::F; T]; R],
     ) {
         let (panel, layout, r0) = (self.panel, self.panel.layout, row % ROWS);
         let lines = layout.steps() * FourRows::lines(V);
         let w = &panel.lines[row / ROWS * lines..][..lines];
         let x: [&[[u8; 64]]; T] = array(|t| self.rounded.row(token + t));
-        let mut sums: [[S::F; T]; R] = tiles::begin(s, &steps, kept);
         for step in steps.start..steps.end.min(layout.groups) {
             let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
             let mut ints = start(s, &x, panel.zero);
             for v in 0..V {
                 multiply(s, &mut ints, &w.q[v], r0, array(|t| &x[t].q[v]));
             }
-            scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
+            scale::<S, OFFSETS, R, T>(s, sums, &ints, &w, r0, &x);
         }
         for step in steps.start.max(layout.groups)..steps.end {
             let (w, x) = (FourRows::of(w, V, step), array(|t| Step::of(x[t], V, step)));
             let mut ints = start(s, &x, panel.zero);
             multiply(s, &mut ints, &w.q[0], r0, array(|t| &x[t].q[0]));
-            scale::<S, OFFSETS, R, T>(s, &mut sums, &ints, &w, r0, &x);
+            scale::<S, OFFSETS, R, T>(s, sums, &ints, &w, r0, &x);
         }
-        tiles::keep(s, &sums, kept);
     }
 }
 

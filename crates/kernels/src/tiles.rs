@@ -14,14 +14,13 @@ pub(crate) trait Tiles<S: Simd> {
     /// Tokens of a tile of four rows: those whose sums find registers.
     const TOKENS: usize;
 
-    /// R rows by T tokens from `at` on, over some columns; goes on from the sums in `kept [T][R]` unless
-    /// the columns are a row's first, and leaves its own there.
+    /// Adds the products of R rows with T tokens from `at` on, over some columns.
     fn tile<const R: usize, const T: usize>(
         &self,
         s: S,
         at: (usize, usize),
         columns: Range<usize>,
-        kept: &mut [[f32; LANES]],
+        sums: &mut [[S::F; T]; R],
     );
 }
 
@@ -55,128 +54,124 @@ impl Visits<'_> {
                 for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
                     let visit = (tokens.clone(), columns.clone());
                     if S::WIDE {
-                        self.row::<S, 4>(s, panel, row, visit, sums);
+                        self.row::<S, _, 4>(s, panel, row, visit, sums);
                     } else {
-                        self.row::<S, 2>(s, panel, row, visit, sums);
+                        self.row::<S, _, 2>(s, panel, row, visit, sums);
                     }
                 }
             }
         }
     }
 
-    /// R rows by the tokens of a visit; the last columns write their results.
+    /// R rows by the tokens of a visit.
     #[inline(always)]
-    fn row<S: Simd, const R: usize>(
+    fn row<S: Simd, P: Tiles<S>, const R: usize>(
         &self,
         s: S,
-        panel: &impl Tiles<S>,
+        panel: &P,
         row: usize,
         (tokens, columns): (Range<usize>, Range<usize>),
         sums: &mut [[f32; LANES]],
     ) {
-        // Sums that no other visit goes on with need one place.
-        let whole = columns.len() == self.columns;
-        let place = if whole { 0 } else { row * self.near.1 };
-        let sums = &mut sums[place..][..R * tokens.len()];
         let mut t = tokens.start;
         while t < tokens.end {
-            let (at, columns) = ((row, t), columns.clone());
-            let sums = &mut sums[R * (t - tokens.start)..];
-            t += tile::<S, _, R>(s, panel, at, columns, sums, tokens.end - t);
+            let most = if R == 4 { P::TOKENS } else { 2 };
+            let left = tokens.end - t;
+            // Two tiles of two rather than one of three and one of one.
+            let some = if most == 3 && left == 4 {
+                2
+            } else {
+                left.min(most)
+            };
+            let place = row * self.near.1 + R * (t - tokens.start);
+            let (at, columns, kept) = ((row, t), columns.clone(), &mut sums[place..]);
+            match some {
+                4 if most == 4 => self.tile::<S, P, R, 4>(s, panel, at, columns, kept),
+                3 if most >= 3 => self.tile::<S, P, R, 3>(s, panel, at, columns, kept),
+                2 => self.tile::<S, P, R, 2>(s, panel, at, columns, kept),
+                _ => self.tile::<S, P, R, 1>(s, panel, at, columns, kept),
+            }
+            t += some;
         }
-        if columns.end == self.columns {
-            put::<S, R>(s, self.job, (self.rows.start + row, tokens.start), sums);
+    }
+
+    /// One tile: goes on from the sums in `kept [T][R]` unless the columns are a row's first, and leaves
+    /// its own there unless they are its last.
+    #[inline(always)]
+    fn tile<S: Simd, P: Tiles<S>, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        panel: &P,
+        (row, token): (usize, usize),
+        columns: Range<usize>,
+        kept: &mut [[f32; LANES]],
+    ) {
+        let mut sums = [[s.splat(0.0); T]; R];
+        if columns.len() == self.columns {
+            panel.tile(s, (row, token), columns, &mut sums);
+            self.put(s, (self.rows.start + row, token), &sums);
+            return;
+        }
+        let kept = &mut kept[..R * T];
+        if columns.start > 0 {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.load(&kept[t * R + r]);
+                }
+            }
+        }
+        let last = columns.end == self.columns;
+        panel.tile(s, (row, token), columns, &mut sums);
+        if last {
+            self.put(s, (self.rows.start + row, token), &sums);
+            return;
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (t, sum) in sums.iter().enumerate() {
+                s.store(*sum, &mut kept[t * R + r]);
+            }
+        }
+    }
+
+    /// Adds up the lanes of a tile's sums and writes them from (row, token) on.
+    #[inline(always)]
+    fn put<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        (row, token): (usize, usize),
+        sums: &[[S::F; T]; R],
+    ) {
+        let of = |t: usize| four!(|r| sums[r % R][t]);
+        for (t, token) in (token..token + T).enumerate() {
+            put(s, self.job, (row, token), of(t), R);
         }
     }
 }
 
-/// One tile of at most `left` tokens; returns how many.
+/// Adds up the lanes of the sums of some rows, at most four, and writes them from (row, token) on, with
+/// the bias; rows beyond the task's are left out.
 #[inline(always)]
-fn tile<S: Simd, P: Tiles<S>, const R: usize>(
-    s: S,
-    panel: &P,
-    at: (usize, usize),
-    columns: Range<usize>,
-    sums: &mut [[f32; LANES]],
-    left: usize,
-) -> usize {
-    let most = if R == 4 { P::TOKENS } else { 2 };
-    // Two tiles of two rather than one of three and one of one.
-    let tokens = if most == 3 && left == 4 {
-        2
-    } else {
-        left.min(most)
-    };
-    match tokens {
-        4 if most == 4 => panel.tile::<R, 4>(s, at, columns, &mut sums[..4 * R]),
-        3 if most >= 3 => panel.tile::<R, 3>(s, at, columns, &mut sums[..3 * R]),
-        2 => panel.tile::<R, 2>(s, at, columns, &mut sums[..2 * R]),
-        _ => panel.tile::<R, 1>(s, at, columns, &mut sums[..R]),
-    }
-    tokens
-}
-
-/// The sums that a tile begins with.
-#[inline(always)]
-pub(crate) fn begin<S: Simd, const R: usize, const T: usize>(
-    s: S,
-    columns: &Range<usize>,
-    kept: &[[f32; LANES]],
-) -> [[S::F; T]; R] {
-    let from = if columns.start == 0 {
-        &[[0.0; LANES]; ROWS * 4][..R * T]
-    } else {
-        &kept[..R * T]
-    };
-    let mut sums = [[s.splat(0.0); T]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (t, sum) in sums.iter_mut().enumerate() {
-            *sum = s.load(&from[t * R + r]);
-        }
-    }
-    sums
-}
-
-/// Keeps the sums that a tile ends with.
-#[inline(always)]
-pub(crate) fn keep<S: Simd, const R: usize, const T: usize>(
-    s: S,
-    sums: &[[S::F; T]; R],
-    kept: &mut [[f32; LANES]],
-) {
-    let kept = &mut kept[..R * T];
-    for (r, sums) in sums.iter().enumerate() {
-        for (t, sum) in sums.iter().enumerate() {
-            s.store(*sum, &mut kept[t * R + r]);
-        }
-    }
-}
-
-/// Adds up the lanes of sums `[tokens][R]` and writes them from (row, token) on, with the bias; rows
-/// beyond the task's are left out.
-#[inline(always)]
-pub(crate) fn put<S: Simd, const R: usize>(
+pub(crate) fn put<S: Simd>(
     s: S,
     job: &Job<'_>,
     (row, token): (usize, usize),
-    sums: &[[f32; LANES]],
+    sums: [S::F; ROWS],
+    rows: usize,
 ) {
-    let rows = R.min(job.rows.end.saturating_sub(row));
+    let four = s.sum4(sums);
+    let rows = rows.min(job.rows.end.saturating_sub(row));
     if rows == 0 {
         return;
     }
-    for (t, sums) in sums.as_chunks::<R>().0.iter().enumerate() {
-        let four = s.sum4(four!(|r| s.load(&sums[r % R])));
-        // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
-        let to = unsafe { job.out.part((token + t) * job.w.rows() + row, rows) };
-        match (to.first_chunk_mut::<R>(), four.first_chunk()) {
-            (Some(to), Some(all)) => *to = *all,
-            _ => to.copy_from_slice(&four[..rows]),
-        }
-        if let Some(bias) = job.bias {
-            for (to, bias) in to.iter_mut().zip(&bias[row..]) {
-                *to += bias;
-            }
+    // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's.
+    let to = unsafe { job.out.part(token * job.w.rows() + row, rows) };
+    match to.first_chunk_mut::<ROWS>() {
+        Some(to) => *to = four,
+        None => to.copy_from_slice(&four[..rows]),
+    }
+    if let Some(bias) = job.bias {
+        for (to, bias) in to.iter_mut().zip(&bias[row..]) {
+            *to += bias;
         }
     }
 }
