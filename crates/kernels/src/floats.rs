@@ -164,7 +164,7 @@ impl<'a> Halves<'a> {
 }
 
 /// Tokens that stay in the nearest cache beside the rows of a tile; a multiple of a tile's.
-const NEAR_TOKENS: usize = 12;
+const NEAR_TOKENS: usize = 8;
 
 /// All tokens over a panel of bfloat16.
 #[inline(always)]

@@ -249,7 +249,7 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
 /// Bytes of a token's row that stay in the nearest cache, of so many tokens.
 const NEAR_BYTES: usize = 2816;
 /// See `NEAR_BYTES`; a multiple of a tile's.
-const NEAR_TOKENS: usize = 12;
+const NEAR_TOKENS: usize = 6;
 
 /// All tokens over a panel.
 #[inline(always)]
