@@ -42,8 +42,9 @@ pub struct Advance {
     pub cached: usize,
 }
 
-/// Tokens that run through the model in one pass while a prompt is read.
-const DEFAULT_CHUNK: usize = 512;
+/// Tokens that run through the model in one pass while a prompt is read: enough to use each weight often,
+/// few enough that their activations stay in the processor's caches.
+const DEFAULT_CHUNK: usize = 256;
 
 /// A model with one sequence in a cache of its own.
 #[derive(Debug)]

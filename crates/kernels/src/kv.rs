@@ -13,6 +13,7 @@
 
 use crate::Error;
 use crate::level::by_name;
+use crate::simd::{LANES, Simd};
 use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
@@ -167,7 +168,15 @@ impl KvLayout {
 
 /// Writes one token's keys and values, each `[kv_heads * head_dim]`, into `slot` of a page; floats
 /// are rounded to nearest, ties to even. Panics if a length does not fit.
-pub(crate) fn store(layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], v: &[f32]) {
+#[inline(always)]
+pub(crate) fn store<S: Simd>(
+    s: S,
+    layout: &KvLayout,
+    page: &mut [u8],
+    slot: usize,
+    k: &[f32],
+    v: &[f32],
+) {
     let KvLayout {
         kv_heads, head_dim, ..
     } = *layout;
@@ -196,7 +205,7 @@ pub(crate) fn store(layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], 
         // Element d of this key lies 16 elements after element d - 1.
         let lane = slot % GROUP;
         let scale_at = |block: usize| block * GROUP + lane;
-        write(layout.ty, k, scales, scale_at, elements, |d| {
+        write(s, layout.ty, k, scales, scale_at, elements, |d| {
             d * GROUP + lane
         });
     }
@@ -207,14 +216,15 @@ pub(crate) fn store(layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], 
         let (scales, elements) = page.split_at_mut(layout.value_scale_bytes());
         let first = slot * layout.padded();
         let scale_at = |block: usize| slot * layout.blocks() + block;
-        write(layout.ty, v, scales, scale_at, elements, |d| first + d);
+        write(s, layout.ty, v, scales, scale_at, elements, |d| first + d);
     }
 }
 
 /// Stores one head's `x` with value i as element `at(i)` and, for Q8_0, the scale of block b as
 /// half `scale_at(b)`.
 #[inline(always)]
-fn write(
+fn write<S: Simd>(
+    s: S,
     ty: KvType,
     x: &[f32],
     scales: &mut [u8],
@@ -224,9 +234,17 @@ fn write(
 ) {
     match ty {
         KvType::F32 => spread(x, elements.as_chunks_mut().0, at, f32::to_le_bytes),
-        KvType::F16 => spread(x, elements.as_chunks_mut().0, at, |x| {
-            f16::from_f32(x).to_le_bytes()
-        }),
+        KvType::F16 => {
+            let elements = elements.as_chunks_mut().0;
+            for (i, x) in x.chunks(LANES).enumerate() {
+                let (mut sixteen, mut halves) = ([0.0; LANES], [[0; 2]; LANES]);
+                sixteen[..x.len()].copy_from_slice(x);
+                s.store_f16(s.load(&sixteen), &mut halves);
+                for (j, half) in halves.iter().enumerate().take(x.len()) {
+                    elements[at(i * LANES + j)] = *half;
+                }
+            }
+        }
         KvType::Bf16 => spread(x, elements.as_chunks_mut().0, at, |x| {
             bf16::from_f32(x).to_le_bytes()
         }),

@@ -6,13 +6,13 @@
 use crate::activations::{Activations, Form};
 use crate::attention::{self, Attend, Field};
 use crate::buffer::{Shared, with_scratch};
-use crate::kv;
 use crate::matmul::{self, Job};
 use crate::pool::Pool;
 use crate::rope::{LastTurns, Rope};
 use crate::simd::table::{Table, table};
 use crate::{Compute, Error, KvLayout, Level, Matrix, Type, dequantize};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Element-wise work below this many values is not worth waking other threads.
 const SMALL: usize = 16 << 10;
@@ -156,7 +156,7 @@ impl Kernels {
     /// length.
     ///
     /// # Errors
-    /// [`Error::Row`] if an id is no row of the table; `out` is then partly written.
+    /// [`Error::Row`] if an id is no row of the table.
     pub fn embed(&self, table: Matrix<'_>, ids: &[u32], out: &mut [f32]) -> Result<(), Error> {
         let cols = table.cols();
         assert_eq!(
@@ -165,21 +165,26 @@ impl Kernels {
             "embeddings of {} ids",
             ids.len()
         );
-        for (i, &id) in ids.iter().enumerate() {
-            let row = usize::try_from(id).unwrap_or(usize::MAX);
-            if row >= table.rows() {
-                return Err(Error::Row {
-                    id,
-                    rows: table.rows(),
-                });
-            }
-            dequantize(
-                table.ty(),
-                table.row(row),
-                &mut out[i * cols..(i + 1) * cols],
-            )?;
+        let row = |id: u32| usize::try_from(id).unwrap_or(usize::MAX);
+        if let Some(&id) = ids.iter().find(|id| row(**id) >= table.rows()) {
+            return Err(Error::Row {
+                id,
+                rows: table.rows(),
+            });
         }
-        Ok(())
+        let out = Shared::new(out);
+        let failed = Mutex::new(None);
+        self.rows(ids.len(), cols, &|i| {
+            // SAFETY: each row of the output is given to one task.
+            let to = unsafe { out.part(i * cols, cols) };
+            if let Err(error) = dequantize(table.ty(), table.row(row(ids[i])), to) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// `out = gain · x / sqrt(mean(x²) + eps)` for each row of `gain.len()` values. Panics if a
@@ -238,7 +243,8 @@ impl Kernels {
     /// Writes one token's keys and values, each `[kv_heads * head_dim]`, into `slot` of a page of
     /// one layer; rounds to nearest, ties to even. Panics if a length does not fit.
     pub fn store(&self, layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], v: &[f32]) {
-        kv::store(layout, page, slot, k, v);
+        // SAFETY: the table's level is available.
+        unsafe { (self.table.store)(layout, page, slot, k, v) }
     }
 
     /// Attention: for each query, softmax of its scaled scores over the keys of its span, then the

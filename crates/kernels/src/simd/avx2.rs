@@ -85,6 +85,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn store_f16(self, x: Pair, to: &mut [[u8; 2]; 16]) {
+        let at = to.as_mut_ptr().cast::<__m128i>();
+        // SAFETY: see above.
+        unsafe {
+            _mm_storeu_si128(at, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(at.add(1), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1));
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, bytes: &[u8; 32]) -> Pair {
         let at = bytes.as_ptr().cast::<__m128i>();
         // SAFETY: see above.

@@ -60,6 +60,14 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
     }
     #[inline(always)]
+    fn store_f16(self, x: __m512, to: &mut [[u8; 2]; 16]) {
+        // SAFETY: see above.
+        unsafe {
+            let x = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x);
+        }
+    }
+    #[inline(always)]
     fn load_bf16(self, bytes: &[u8; 32]) -> __m512 {
         // SAFETY: see above.
         unsafe {

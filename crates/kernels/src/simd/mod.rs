@@ -93,6 +93,8 @@ pub(crate) trait Simd: Copy {
     fn store_f32(self, x: Self::F, to: &mut [u8; 64]);
     /// 16 little-endian IEEE halves, widened.
     fn load_f16(self, bytes: &[u8; 32]) -> Self::F;
+    /// Rounded to little-endian IEEE halves, ties to even.
+    fn store_f16(self, x: Self::F, to: &mut [[u8; 2]; 16]);
     /// 16 little-endian bfloat16, widened.
     fn load_bf16(self, bytes: &[u8; 32]) -> Self::F;
     /// 16 signed bytes, converted.

@@ -87,6 +87,12 @@ impl Simd for Scalar {
         let (x, _) = bytes.as_chunks::<2>();
         each(|i| widen_f16(u16::from_le_bytes(x[i])))
     }
+    #[inline]
+    fn store_f16(self, x: [f32; 16], to: &mut [[u8; 2]; 16]) {
+        for (x, to) in x.iter().zip(to) {
+            *to = half::f16::from_f32(*x).to_le_bytes();
+        }
+    }
     #[inline(always)]
     fn load_bf16(self, bytes: &[u8; 32]) -> [f32; 16] {
         let (x, _) = bytes.as_chunks::<2>();

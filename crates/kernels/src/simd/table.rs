@@ -7,7 +7,7 @@ use crate::floats::{self, Floats, Halves};
 use crate::integers::{self, Panel};
 use crate::matmul::Job;
 use crate::simd::Simd;
-use crate::{Activation, Level, RopeLayout, exp, limits, ops};
+use crate::{Activation, KvLayout, Level, RopeLayout, exp, kv, limits, ops};
 use std::ops::Range;
 
 /// `activations::prepare` as a function of the table, all of which are unsafe.
@@ -95,6 +95,8 @@ algorithms! {
     rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) = ops::rms_norm;
     /// One token's rotation.
     rotate(x: &mut [f32], dim: usize, layout: RopeLayout, cos: &[f32], sin: &[f32]) = ops::rotate;
+    /// One token's keys and values into a page.
+    store(layout: &KvLayout, page: &mut [u8], slot: usize, k: &[f32], v: &[f32]) = kv::store;
     /// Sum of two vectors.
     add(x: &mut [f32], y: &[f32]) = ops::add;
     /// `x += scale * y`.
