@@ -1,23 +1,26 @@
-//! The forward pass of LlamaForCausalLM, the one that serves prefill, decode, batching, scoring
-//! and inspection.
+//! The forward pass: the one that serves prefill, decode, batching, scoring and inspection.
+//!
+//! What holds for a whole pass, and the blocks that architectures share (embedding, projections,
+//! attention, gated MLP, head). The order of operations of a layer is in the architecture's own
+//! file: `llama`, `llama4`, `opt`.
 //!
 //! Every row goes through the same operations in the same order whatever else is in the batch, so
-//! that its bits depend on nothing but its own prefix. This file says what is computed; only
+//! that its bits depend on nothing but its own prefix. These files say what is computed; only
 //! `kernels` touches single values.
-//!
-//! Written after the order of operations in meta-llama/llama-models `models/llama3/model.py`.
 
 use std::ops::Range;
 
-use kernels::{Activations, Attend, Kernels, KvLayout, Product, Type};
+use kernels::{Attend, Kernels, KvLayout, Product, Type};
 
 use crate::adapter::Target;
+use crate::arch::Arch;
 use crate::batch::{Batch, Chunk, ChunkOut, Input, Outputs};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::probe::{At, Probe, Row, Site};
-use crate::weights::{Layer, Linear, Weights};
+use crate::weights::{Gated, Layer, Linear, Norm, POSITION_OFFSET, Weights};
+use crate::{llama, llama4, opt};
 
 /// Computes the rows of a batch, extends the cache by them, and returns the rows it wants out.
 ///
@@ -32,28 +35,31 @@ pub fn forward<P: Probe>(
 ) -> Result<Outputs> {
     check(weights, batch, cache)?;
     let mut pass = Pass::new(weights, batch, cache, probe)?;
+    let layer_of = match weights.config.arch {
+        Arch::Llama => llama::layer::<P>,
+        Arch::Llama4 => llama4::layer::<P>,
+        Arch::Opt => opt::layer::<P>,
+    };
     let mut x = pass.embed()?; // (n, hidden)
     let mut room = Room::new(&weights.config, x.len() / weights.config.hidden);
     for (i, layer) in weights.layers.iter().enumerate() {
         pass.see(Site::ResidPre, i, &[weights.config.hidden], &mut x);
-        pass.attention_block(i, layer, &mut x, &mut room)?;
-        pass.see(Site::ResidMid, i, &[weights.config.hidden], &mut x);
-        pass.mlp_block(i, layer, &mut x, &mut room)?;
+        layer_of(&mut pass, i, layer, &mut x, &mut room)?;
         pass.see(Site::ResidPost, i, &[weights.config.hidden], &mut x);
     }
     pass.head(&x)
 }
 
 /// Memory for what a layer computes, used by all layers in turn; rows of (n, ...).
-struct Room {
+pub(crate) struct Room {
     /// Hidden rows: into and out of a block.
-    a: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
+    pub(crate) a: Vec<f32>,
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
     v: Vec<f32>,
     z: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
 }
 
 impl Room {
@@ -72,16 +78,16 @@ impl Room {
 }
 
 /// Everything about a batch that holds for all layers.
-struct Pass<'a, P> {
-    w: &'a Weights,
-    k: &'a Kernels,
-    plan: Plan<'a>,
+pub(crate) struct Pass<'a, P> {
+    pub(crate) w: &'a Weights,
+    pub(crate) k: &'a Kernels,
+    pub(crate) plan: Plan<'a>,
     cache: &'a mut Cache,
-    probe: &'a mut P,
+    pub(crate) probe: &'a mut P,
 }
 
 /// Which rows there are, and which keys they see.
-struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     chunks: &'a [Chunk],
     /// The rows of each chunk among all rows.
     ranges: Vec<Range<usize>>,
@@ -89,7 +95,9 @@ struct Plan<'a> {
     starts: Vec<(usize, usize)>,
     /// The keys that each row sees, per chunk.
     spans: Vec<Vec<Range<usize>>>,
-    positions: Vec<u32>, // (n)
+    /// The same in layers with chunked attention; empty if there are none.
+    windows: Vec<Vec<Range<usize>>>,
+    pub(crate) positions: Vec<u32>, // (n)
     /// (n), for the probe; empty without one.
     rows: Vec<Row>,
 }
@@ -114,6 +122,10 @@ impl<'a, P: Probe> Pass<'a, P> {
             spans.push((0..c.len()).map(|i| segment..start + i + 1).collect());
         }
         cache.reserve(chunks)?;
+        let windows = match &w.config.llama4 {
+            Some(l) => llama4::windows(chunks, &spans, l.chunk),
+            None => Vec::new(),
+        };
         let rows = |c: &'a Chunk| {
             c.positions.iter().map(|&position| Row {
                 seq: c.seq,
@@ -125,6 +137,7 @@ impl<'a, P: Probe> Pass<'a, P> {
             ranges,
             starts,
             spans,
+            windows,
             positions: chunks
                 .iter()
                 .flat_map(|c| c.positions.iter().copied())
@@ -144,12 +157,18 @@ impl<'a, P: Probe> Pass<'a, P> {
         })
     }
 
-    fn n(&self) -> usize {
+    pub(crate) fn n(&self) -> usize {
         self.plan.positions.len()
     }
 
     /// Shows all rows of a place to the probe.
-    fn see(&mut self, site: Site, layer: usize, row_shape: &[usize], values: &mut [f32]) {
+    pub(crate) fn see(
+        &mut self,
+        site: Site,
+        layer: usize,
+        row_shape: &[usize],
+        values: &mut [f32],
+    ) {
         if P::ON && self.probe.wants(site, layer) {
             let shape = [&[self.plan.rows.len()], row_shape].concat();
             self.probe.see(
@@ -174,104 +193,145 @@ impl<'a, P: Probe> Pass<'a, P> {
                 Input::Embeddings(rows) => out.copy_from_slice(rows),
             }
         }
+        if let Some(table) = &self.w.positions {
+            let offset = POSITION_OFFSET as u32;
+            let rows: Vec<u32> = self.plan.positions.iter().map(|p| p + offset).collect();
+            let mut learned = vec![0.0; x.len()];
+            self.k.embed(table.matrix()?, &rows, &mut learned)?;
+            self.k.add(&mut x, &learned);
+        }
         self.see(Site::Embed, 0, &[d], &mut x);
         Ok(x)
     }
 
-    /// x += Wo attention(norm(x))
-    fn attention_block(
+    /// out = norm(x)
+    pub(crate) fn norm(&self, norm: &Norm, x: &[f32], out: &mut [f32]) {
+        let eps = self.w.config.norm_eps;
+        match norm {
+            Norm::Rms(gain) => self.k.rms_norm(x, gain, eps, out),
+            Norm::Layer { gain, bias } => self.k.layer_norm(x, gain, bias, eps, out),
+        }
+    }
+
+    /// q, k, v = Wq norm(x), Wk norm(x), Wv norm(x)
+    pub(crate) fn queries_keys_values(
         &mut self,
         i: usize,
         layer: &Layer,
+        x: &[f32],
+        room: &mut Room,
+    ) -> Result<()> {
+        let c = &self.w.config;
+        let (d, hd) = (c.hidden, c.head_dim);
+        let Room { a, q, k, v, .. } = room;
+        self.norm(&layer.attn_norm, x, a);
+        self.see(Site::AttnIn, i, &[d], a);
+        self.project(
+            i,
+            a,
+            &mut [
+                (Target::Q, &layer.q, &mut *q),
+                (Target::K, &layer.k, &mut *k),
+                (Target::V, &layer.v, &mut *v),
+            ],
+        )?;
+        self.see(Site::Q, i, &[c.heads, hd], q);
+        self.see(Site::K, i, &[c.kv_heads, hd], k);
+        self.see(Site::V, i, &[c.kv_heads, hd], v);
+        Ok(())
+    }
+
+    /// Turns queries and keys by their positions.
+    pub(crate) fn rotate(&self, room: &mut Room) {
+        let (c, rope) = (&self.w.config, &self.w.rope);
+        let positions = &self.plan.positions;
+        let Room { q, k, .. } = room;
+        self.k.rope(q, c.heads, c.head_dim, rope, positions);
+        self.k.rope(k, c.kv_heads, c.head_dim, rope, positions);
+    }
+
+    /// x += Wo attention(q, k, v), each row over all keys before it or over those of its chunk of
+    /// positions.
+    pub(crate) fn attend(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        chunked: bool,
         x: &mut [f32],
         room: &mut Room,
     ) -> Result<()> {
         let c = &self.w.config;
         let (d, hd) = (c.hidden, c.head_dim);
         let Room { a, q, k, v, z, .. } = room;
-        self.k.rms_norm(x, &layer.attn_norm, c.norm_eps, a);
-        self.see(Site::AttnIn, i, &[d], a);
-
-        self.project(
-            i,
-            layer,
-            a,
-            &mut [
-                (Target::Q, &mut *q),
-                (Target::K, &mut *k),
-                (Target::V, &mut *v),
-            ],
-        )?;
-        self.see(Site::Q, i, &[c.heads, hd], q);
-        self.see(Site::K, i, &[c.kv_heads, hd], k);
-        self.see(Site::V, i, &[c.kv_heads, hd], v);
-        self.k
-            .rope(q, c.heads, hd, &self.w.rope, &self.plan.positions);
-        self.k
-            .rope(k, c.kv_heads, hd, &self.w.rope, &self.plan.positions);
         self.see(Site::RotQ, i, &[c.heads, hd], q);
         self.see(Site::RotK, i, &[c.kv_heads, hd], k);
         self.store(i, k, v);
-
         if P::ON && (self.probe.wants(Site::Scores, i) || self.probe.wants(Site::Pattern, i)) {
-            self.attention_in_stages(i, q, z);
+            self.attention_in_stages(i, chunked, q, z);
         } else {
-            self.attention(i, q, z);
+            self.attention(i, chunked, q, z);
         }
         self.see(Site::Z, i, &[c.heads, hd], z);
-        self.project(i, layer, z, &mut [(Target::O, &mut *a)])?;
+        self.project(i, z, &mut [(Target::O, &layer.o, &mut *a)])?;
         self.see(Site::AttnOut, i, &[d], a);
         add_to_residual(self.k, x, a);
+        self.see(Site::ResidMid, i, &[d], x);
         Ok(())
     }
 
-    /// x += Wdown(act(Wgate norm(x)) * Wup norm(x))
-    fn mlp_block(&mut self, i: usize, layer: &Layer, x: &mut [f32], room: &mut Room) -> Result<()> {
-        let c = &self.w.config;
-        let (d, f) = (c.hidden, c.ffn);
-        let Room { a, gate, up, .. } = room;
-        self.k.rms_norm(x, &layer.mlp_norm, c.norm_eps, a);
-        self.see(Site::MlpIn, i, &[d], a);
+    /// a = norm(x), the input of the MLP
+    pub(crate) fn mlp_in(&mut self, i: usize, layer: &Layer, x: &[f32], room: &mut Room) {
+        self.norm(&layer.mlp_norm, x, &mut room.a);
+        self.see(Site::MlpIn, i, &[self.w.config.hidden], &mut room.a);
+    }
 
+    /// x += Wdown(act(Wgate a) * Wup a)
+    pub(crate) fn gated_mlp(
+        &mut self,
+        i: usize,
+        mlp: &Gated,
+        x: &mut [f32],
+        room: &mut Room,
+    ) -> Result<()> {
+        let c = &self.w.config;
+        let f = c.ffn;
+        let Room { a, gate, up, .. } = room;
         self.project(
             i,
-            layer,
             a,
-            &mut [(Target::Gate, &mut *gate), (Target::Up, &mut *up)],
+            &mut [
+                (Target::Gate, &mlp.gate, &mut *gate),
+                (Target::Up, &mlp.up, &mut *up),
+            ],
         )?;
         self.see(Site::MlpPre, i, &[f], gate);
         self.see(Site::MlpPreLinear, i, &[f], up);
         self.k.gated(c.activation, gate, up);
         self.see(Site::MlpPost, i, &[f], gate);
-        self.project(i, layer, gate, &mut [(Target::Down, &mut *a)])?;
-        self.see(Site::MlpOut, i, &[d], a);
-        add_to_residual(self.k, x, a);
+        self.project(i, gate, &mut [(Target::Down, &mlp.down, &mut *a)])?;
+        self.mlp_out(i, x, a);
         Ok(())
     }
 
+    /// x += a, the output of the MLP
+    pub(crate) fn mlp_out(&mut self, i: usize, x: &mut [f32], a: &mut [f32]) {
+        self.see(Site::MlpOut, i, &[self.w.config.hidden], a);
+        add_to_residual(self.k, x, a);
+    }
+
     /// out = W x + b for each target, in one parallel region; then each chunk's adapters.
-    fn project(
+    pub(crate) fn project(
         &self,
         i: usize,
-        layer: &Layer,
         x: &[f32],
-        outs: &mut [(Target, &mut Vec<f32>)],
+        outs: &mut [(Target, &Linear, &mut Vec<f32>)],
     ) -> Result<()> {
-        let linears: Vec<&Linear> = outs.iter().map(|(t, _)| layer.target(*t)).collect();
-        let cols = linears[0].cols;
-        let types: Vec<Type> = linears.iter().map(|l| l.ty).collect();
-        let activations = self.k.activations(x, cols, &types);
-        multiply(
-            self.k,
-            &activations,
-            linears
-                .iter()
-                .copied()
-                .zip(outs.iter_mut().map(|(_, o)| &mut o[..])),
-        )?;
+        let cols = outs[0].1.cols;
+        let products = outs.iter_mut().map(|(_, l, out)| (*l, &mut out[..]));
+        multiply(self.k, x, products)?;
         for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
             for (adapter, scale) in &c.adapters {
-                for ((target, out), l) in outs.iter_mut().zip(&linears) {
+                for (target, l, out) in outs.iter_mut() {
                     let rows = &x[r.start * cols..r.end * cols];
                     let out = &mut out[r.start * l.rows..r.end * l.rows];
                     adapter.apply(self.k, (i, *target), *scale, rows, out, c.len())?;
@@ -300,7 +360,7 @@ impl<'a, P: Probe> Pass<'a, P> {
     }
 
     /// z = softmax(q K^T / sqrt(head_dim)) V, each row over the keys of its span.
-    fn attention(&self, i: usize, q: &[f32], z: &mut [f32]) {
+    fn attention(&self, i: usize, chunked: bool, q: &[f32], z: &mut [f32]) {
         let plan = &self.plan;
         let pages: Vec<_> = (0..plan.chunks.len())
             .map(|j| plan.pages(self.cache, i, j))
@@ -311,19 +371,26 @@ impl<'a, P: Probe> Pass<'a, P> {
             let len = plan.ranges[j].len() * self.w.config.q_dim();
             let (out, tail) = rest.split_at_mut(len);
             rest = tail;
-            work.push(plan.attend(&self.w.config, self.cache.layout(), j, pages, q, out));
+            work.push(plan.attend(
+                &self.w.config,
+                self.cache.layout(),
+                (j, chunked),
+                pages,
+                q,
+                out,
+            ));
         }
         self.k.attention(&mut work);
     }
 
     /// The same, with scores and pattern, by the plain stages, laid open to the probe. What it
     /// changes there takes the place of the fused result, which otherwise stands to the bit.
-    fn attention_in_stages(&mut self, i: usize, q: &[f32], z: &mut [f32]) {
-        self.attention(i, q, z);
+    fn attention_in_stages(&mut self, i: usize, chunked: bool, q: &[f32], z: &mut [f32]) {
+        self.attention(i, chunked, q, z);
         let (plan, c) = (&self.plan, &self.w.config);
         for (j, r) in plan.ranges.iter().enumerate() {
             let pages = plan.pages(self.cache, i, j);
-            let a = plan.attend(c, self.cache.layout(), j, &pages, q, &mut []);
+            let a = plan.attend(c, self.cache.layout(), (j, chunked), &pages, q, &mut []);
             let keys = plan.starts[j].0 + r.len();
             let shape = [r.len(), c.heads, keys];
             let mut scores = vec![0.0; shape.iter().product()];
@@ -372,8 +439,7 @@ impl<'a, P: Probe> Pass<'a, P> {
         }
         self.plan.rows = rows;
         let mut h = vec![0.0; wanted.len()];
-        self.k
-            .rms_norm(&wanted, &self.w.norm, self.w.config.norm_eps, &mut h);
+        self.norm(&self.w.norm, &wanted, &mut h);
         self.see(Site::FinalNorm, 0, &[d], &mut h);
         // Without a probe, rows whose logits nobody wants are left out of the product.
         let everything = P::ON && self.probe.wants(Site::Logits, 0);
@@ -393,8 +459,7 @@ impl<'a, P: Probe> Pass<'a, P> {
             });
         }
         let mut logits = vec![0.0; input.len() / d * vocab];
-        let activations = self.k.activations(&input, d, &[self.w.head.ty]);
-        multiply(self.k, &activations, [(&self.w.head, &mut logits[..])])?;
+        multiply(self.k, &input, [(&self.w.head, &mut logits[..])])?;
         if everything {
             self.see(Site::Logits, 0, &[vocab], &mut logits);
         }
@@ -424,18 +489,19 @@ impl Plan<'_> {
         &'b self,
         c: &Config,
         layout: KvLayout,
-        j: usize,
+        (j, chunked): (usize, bool),
         pages: &'b [&'b [u8]],
         q: &'b [f32],
         out: &'b mut [f32],
     ) -> Attend<'b> {
         let r = &self.ranges[j];
+        let spans = if chunked { &self.windows } else { &self.spans };
         Attend {
             layout,
             pages,
             q: &q[r.start * c.q_dim()..r.end * c.q_dim()],
             heads: c.heads,
-            spans: &self.spans[j],
+            spans: &spans[j],
             scale: 1.0 / (c.head_dim as f32).sqrt(),
             out,
         }
@@ -448,9 +514,10 @@ fn add_to_residual(k: &Kernels, x: &mut [f32], y: &[f32]) {
     k.add(x, y);
 }
 
-fn multiply<'a>(
+/// out = W x + b for some matrices of as many columns as rows of x have, in one parallel region.
+pub(crate) fn multiply<'a>(
     k: &Kernels,
-    x: &Activations,
+    x: &[f32],
     products: impl IntoIterator<Item = (&'a Linear, &'a mut [f32])>,
 ) -> Result<()> {
     let product = |(l, out): (&'a Linear, &'a mut [f32])| {
@@ -464,7 +531,12 @@ fn multiply<'a>(
         .into_iter()
         .map(product)
         .collect::<Result<Vec<_>>>()?;
-    k.matmul(x, &mut products);
+    let Some(first) = products.first() else {
+        return Ok(());
+    };
+    let (cols, types) = (first.w.cols(), products.iter().map(|p| p.w.ty()));
+    let types: Vec<Type> = types.collect();
+    k.matmul(&k.activations(x, cols, &types), &mut products);
     Ok(())
 }
 
@@ -507,11 +579,11 @@ fn check(w: &Weights, batch: &Batch, cache: &Cache) -> Result<()> {
                 chunk.len()
             ));
         }
-        if let Some(limit) = c.rope.position_limit()
+        if let Some(limit) = c.position_limit()
             && let Some(p) = chunk.positions.iter().find(|p| **p as usize >= limit)
         {
             return Err(Error::NotImplemented(format!(
-                "position {p} under this rope scaling, which holds below {limit}"
+                "position {p} of this model, whose positions are defined below {limit}"
             )));
         }
     }

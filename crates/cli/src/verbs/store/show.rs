@@ -99,7 +99,7 @@ fn look(found: Resolved) -> Result<Report> {
     let c = &weights.config;
     Ok(Report {
         format,
-        architecture: c.arch.clone(),
+        architecture: c.arch.name().into(),
         parameters: parameters(&tensors),
         tensors: tensors.len(),
         types: weights
