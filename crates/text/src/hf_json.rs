@@ -5,6 +5,7 @@
 //!
 //! Knows the crate; no other module does.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
@@ -14,6 +15,7 @@ use tokenizers::{
 
 use crate::Error;
 use crate::byte_level::unspell;
+use crate::sequences;
 use crate::spm::{SPACE, byte_of};
 use crate::tokenizer::{Algorithm, Parts, Special, Tokenizer};
 use crate::vocab::{Kind, MAX_TOKENS, Vocab};
@@ -27,6 +29,8 @@ pub(crate) struct Json {
     inner: Inner,
     /// The added tokens once more, set to leave special ones in the text.
     plain: AddedVocabulary,
+    /// Sequences are marked for the pre-tokenizer, as Galactica's is made for.
+    marks_sequences: bool,
 }
 
 impl std::fmt::Debug for Json {
@@ -60,9 +64,13 @@ impl Json {
             Special::Parse => self.inner.get_added_vocabulary(),
             Special::Text => &self.plain,
         };
+        let text = match self.marks_sequences {
+            true => sequences::mark(text),
+            false => Cow::Borrowed(text),
+        };
         // The crate panics on some files that it loads; nothing of ours is half-changed when it does.
         let run = AssertUnwindSafe(|| -> tokenizers::Result<()> {
-            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
             if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
@@ -114,7 +122,11 @@ impl Tokenizer {
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
         let vocab = vocab(&inner, spelling)?;
-        let json = Json { inner, plain };
+        let json = Json {
+            inner,
+            plain,
+            marks_sequences: sequences::are_marked(&outline.pre_tokenizer),
+        };
         let bos = added_in_front(&json, &vocab);
         Tokenizer::assemble(Parts {
             algorithm: Algorithm::Json(Box::new(json)),
@@ -134,6 +146,7 @@ impl Tokenizer {
 #[serde(default)]
 struct Outline {
     normalizer: Value,
+    pre_tokenizer: Value,
     decoder: Value,
     model: ModelOutline,
 }

@@ -26,6 +26,7 @@ pub mod pretokenize;
 mod python;
 mod rewrite;
 mod sentencepiece;
+mod sequences;
 mod source;
 mod special;
 mod spm;
