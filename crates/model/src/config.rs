@@ -259,6 +259,15 @@ impl Config {
 
     /// Number of weights, biases not counted.
     pub fn parameters(&self) -> u64 {
+        self.weights(|e| e.count)
+    }
+
+    /// Number of weights that a token goes through: of the experts only those used.
+    pub fn parameters_used(&self) -> u64 {
+        self.weights(|e| e.used)
+    }
+
+    fn weights(&self, experts: impl Fn(&Experts) -> usize) -> u64 {
         let d = self.hidden as u128;
         let (q, kv) = (self.q_dim() as u128, self.kv_dim() as u128);
         let learned = self.arch == Arch::Opt;
@@ -266,7 +275,7 @@ impl Config {
         let mlp = |layer: usize| match self.experts_of(layer) {
             None => matrices * d * self.ffn as u128,
             Some(e) => {
-                let all = (e.count + usize::from(e.shared)) as u128;
+                let all = (experts(e) + usize::from(e.shared)) as u128;
                 d * e.count as u128 + all * 3 * d * e.ffn as u128
             }
         };

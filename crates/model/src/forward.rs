@@ -65,14 +65,17 @@ pub(crate) struct Room {
 impl Room {
     fn new(c: &Config, n: usize) -> Room {
         let rows = |cols: usize| vec![0.0; n * cols];
+        // Where all layers have experts, no tensor has shown the width of an MLP to be sound.
+        let dense = (0..c.layers).any(|i| c.experts_of(i).is_none());
+        let f = if dense { c.ffn } else { 0 };
         Room {
             a: rows(c.hidden),
             q: rows(c.q_dim()),
             k: rows(c.kv_dim()),
             v: rows(c.kv_dim()),
             z: rows(c.q_dim()),
-            gate: rows(c.ffn),
-            up: rows(c.ffn),
+            gate: rows(f),
+            up: rows(f),
         }
     }
 }
@@ -195,7 +198,8 @@ impl<'a, P: Probe> Pass<'a, P> {
         }
         if let Some(table) = &self.w.positions {
             let offset = POSITION_OFFSET as u32;
-            let rows: Vec<u32> = self.plan.positions.iter().map(|p| p + offset).collect();
+            let rows = self.plan.positions.iter();
+            let rows: Vec<u32> = rows.map(|p| p.saturating_add(offset)).collect();
             let mut learned = vec![0.0; x.len()];
             self.k.embed(table.matrix()?, &rows, &mut learned)?;
             self.k.add(&mut x, &learned);
