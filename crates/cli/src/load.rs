@@ -346,15 +346,28 @@ pub fn template_source(path: &Path, tools: bool) -> Result<String> {
     Ok(found?)
 }
 
-/// The chat template of a model's file or directory, for conversations without tools.
-pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+/// The source that `--template` names: a file, or a format that Puna has.
+pub fn template_named(typed: &Path) -> Result<String> {
+    match typed.to_str().and_then(text::format) {
+        Some(source) if !typed.exists() => Ok(source.to_owned()),
+        _ => crate::input::text(typed),
+    }
+}
+
+/// The chat template of a model's file or directory, for conversations without tools, or the one
+/// that is `asked` for.
+pub fn template_of(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    asked: Option<&Path>,
+) -> Result<ChatTemplate> {
     let bos = token_text(tokenizer, tokenizer.bos());
     let eos = token_text(tokenizer, tokenizer.eos());
-    Ok(ChatTemplate::new(
-        &template_source(path, false)?,
-        &bos,
-        &eos,
-    )?)
+    let source = match asked {
+        Some(typed) => template_named(typed)?,
+        None => template_source(path, false)?,
+    };
+    Ok(ChatTemplate::new(&source, &bos, &eos)?)
 }
 
 /// How conversations are rendered: no tools, the assistant's turn opened, today's date.
