@@ -2,7 +2,8 @@
 
 /// The names of one format and architecture, without `.weight` and `.bias`.
 pub(crate) struct Names {
-    /// Before all names, if the file has the embedding table under such a name.
+    /// Before all names (the head's may go without), if the file has the embedding table under such
+    /// a name.
     pub(crate) prefix: &'static str,
     pub(crate) embed: &'static str,
     /// Learned positions.
@@ -131,13 +132,14 @@ pub(crate) const HF_LLAMA4: Names = Names {
     ..HF
 };
 
-/// transformers' OPTForCausalLM. Whether there are biases, the tensors tell: of Galactica, paper,
+/// transformers' OPTForCausalLM; early files have no prefix. Whether there are biases, the tensors tell: of Galactica, paper,
 /// configurations and files do not say the same.
 pub(crate) const HF_OPT: Names = Names {
-    embed: "model.decoder.embed_tokens",
-    positions: Some("model.decoder.embed_positions"),
-    norm: "model.decoder.final_layer_norm",
-    block: "model.decoder.layers.",
+    prefix: "model.",
+    embed: "decoder.embed_tokens",
+    positions: Some("decoder.embed_positions"),
+    norm: "decoder.final_layer_norm",
+    block: "decoder.layers.",
     parts: [
         "self_attn_layer_norm",
         "self_attn.q_proj",

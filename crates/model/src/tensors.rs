@@ -52,6 +52,27 @@ impl<'a> Reader<'a> {
         self.linear(stem, rows, self.config.hidden, Bias::None)
     }
 
+    /// The head. Of a model whose head is the embedding table, a second copy in the file counts as
+    /// read.
+    pub(crate) fn head(&self, embed: &Linear) -> Result<Linear> {
+        let c = self.config;
+        let bare = format!("{}.weight", self.names.head);
+        if c.tied {
+            let mut read = self.read.borrow_mut();
+            read.insert(format!("{}{bare}", self.prefix));
+            read.insert(bare);
+            return Ok(embed.clone());
+        }
+        match self.tensors.get(&bare) {
+            Some(t) => {
+                self.read.borrow_mut().insert(bare);
+                check_shape(t, &[c.vocab, c.hidden])?;
+                Linear::new(storage(t)?, c.vocab, c.hidden, t.data.clone())
+            }
+            None => self.table(self.names.head, c.vocab),
+        }
+    }
+
     /// One block.
     pub(crate) fn layer(&self, i: usize) -> Result<Layer> {
         let c = self.config;
@@ -87,12 +108,6 @@ impl<'a> Reader<'a> {
             },
             (Arch::Llama | Arch::Llama4, _) => Norm::Rms(values("weight")?),
         })
-    }
-
-    /// Takes a weight for read that is not needed.
-    pub(crate) fn pass_over(&self, stem: &str) {
-        let name = format!("{}{stem}.weight", self.prefix);
-        self.read.borrow_mut().insert(name);
     }
 
     /// A tensor that nothing reads might change the result: an error that names it.
@@ -229,20 +244,23 @@ impl<'a> Reader<'a> {
     /// The tensor of a name, which is then read.
     fn get(&self, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
         let name = format!("{}{name}", self.prefix);
-        let t = self.tensors.get(&name);
-        let wrong = |what: String| Error::Tensor {
+        let t = self.tensors.get(&name).ok_or_else(|| Error::Tensor {
             name: name.clone(),
-            what,
-        };
-        let t = t.ok_or_else(|| wrong("is missing".into()))?;
-        if t.shape != shape {
-            return Err(wrong(format!(
-                "has shape {:?}; the configuration says {shape:?}",
-                t.shape
-            )));
-        }
+            what: "is missing".into(),
+        })?;
+        check_shape(t, shape)?;
         self.read.borrow_mut().insert(name);
         Ok(t)
+    }
+}
+
+fn check_shape(t: &Tensor, shape: &[usize]) -> Result<()> {
+    match t.shape == shape {
+        true => Ok(()),
+        false => Err(Error::Tensor {
+            name: t.name.clone(),
+            what: format!("has shape {:?}; the configuration says {shape:?}", t.shape),
+        }),
     }
 }
 

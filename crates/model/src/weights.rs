@@ -154,8 +154,7 @@ impl Weights {
     ) -> Result<Weights> {
         let c = &config;
         let reader = Reader::new(tensors, names, c);
-        let table = |stem: &str| reader.table(stem, c.vocab);
-        let embed = table(names.embed)?;
+        let embed = reader.table(names.embed, c.vocab)?;
         let positions = names
             .positions
             .map(|stem| reader.table(stem, c.context.saturating_add(POSITION_OFFSET)))
@@ -164,14 +163,7 @@ impl Weights {
             .map(|i| reader.layer(i))
             .collect::<Result<_>>()?;
         let norm = reader.norm(names.norm)?;
-        let head = match c.tied {
-            true => {
-                // Some files hold the table twice.
-                reader.pass_over(names.head);
-                embed.clone()
-            }
-            false => table(names.head)?,
-        };
+        let head = reader.head(&embed)?;
         reader.refuse_the_rest()?;
         Ok(Weights {
             embed,

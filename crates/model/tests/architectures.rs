@@ -138,26 +138,36 @@ fn directory(
     config: &Value,
     rename: impl Fn(&str) -> Option<String>,
 ) -> tempfile::TempDir {
+    stored(name, config, rename, |bytes| (Dtype::F32, bytes.to_vec()))
+}
+
+/// The same, in another storage type.
+fn stored(
+    name: &str,
+    config: &Value,
+    rename: impl Fn(&str) -> Option<String>,
+    convert: impl Fn(&[u8]) -> (Dtype, Vec<u8>),
+) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let tensors = safetensors::open(fixture(&format!("models/{name}/model.safetensors"))).unwrap();
-    let mut list: Vec<(String, Dtype, &[usize], &[u8])> = Vec::new();
+    let mut list: Vec<(String, Dtype, &[usize], Vec<u8>)> = Vec::new();
     for t in tensors.iter() {
         if let Some(name) = rename(&t.name) {
-            list.push((name, t.dtype, &t.shape, &t.data));
+            let (dtype, bytes) = convert(&t.data);
+            list.push((name, dtype, &t.shape, bytes));
         }
     }
-    let zeros = [0; 8];
     if config.get("vision_config").is_some() {
         list.push((
             "vision_model.class_embedding".into(),
             Dtype::F32,
             &[2],
-            &zeros,
+            vec![0; 8],
         ));
     }
     let list: Vec<_> = list
         .iter()
-        .map(|(n, d, s, b)| (n.as_str(), *d, *s, *b))
+        .map(|(n, d, s, b)| (n.as_str(), *d, *s, b.as_slice()))
         .collect();
     safetensors::write(dir.path().join("model.safetensors"), &list).unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -185,6 +195,33 @@ fn the_text_part_of_llama4_is_the_text_model() {
     let dir = directory("llama4_text", &whole, |name| Some(name.into()));
     let error = model::open(dir.path(), kernels(Compute::F32, 1)).unwrap_err();
     assert!(error.to_string().contains("vision_model"), "{error}");
+}
+
+/// Experts are turned round in any type of floats.
+#[test]
+fn experts_of_bfloat16_are_those_of_their_floats() {
+    let all = |name: &str| Some(name.to_owned());
+    let halves = |bytes: &[u8]| {
+        let halves = bytes.chunks(4).flat_map(|b| [b[2], b[3]]);
+        (Dtype::BF16, halves.collect())
+    };
+    let widened = |bytes: &[u8]| {
+        let floats = bytes.chunks(4).flat_map(|b| [0, 0, b[2], b[3]]);
+        (Dtype::F32, floats.collect())
+    };
+    let config = config("llama4_text");
+    let ids: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 384).collect();
+    let run = |dir: tempfile::TempDir| {
+        let w = model::open(dir.path(), kernels(Compute::F32, 2)).unwrap();
+        logits(&w, &ids, 99, &mut ())
+    };
+    let got = run(stored("llama4_text", &config, all, halves));
+    assert_eq!(got, run(stored("llama4_text", &config, all, widened)));
+    // Blocks cannot be turned round.
+    let bytes = |bytes: &[u8]| (Dtype::I8, bytes[..bytes.len() / 4].to_vec());
+    let dir = stored("llama4_text", &config, all, bytes);
+    let error = model::open(dir.path(), kernels(Compute::F32, 1)).unwrap_err();
+    assert!(error.to_string().contains("I8"), "{error}");
 }
 
 #[test]
@@ -237,6 +274,9 @@ fn opt_takes_the_biases_that_are_there() {
     let mut config = config("opt");
     config["enable_bias"] = json!(false);
     assert_eq!(run(&config, &all).unwrap(), plain);
+    // Early files have no prefix; a second copy of a tied head changes nothing.
+    let early = |name: &str| name.strip_prefix("model.").map(str::to_owned);
+    assert_eq!(run(&config, &early).unwrap(), plain);
     let unbiased = |name: &str| (!name.contains("fc1.bias")).then(|| name.to_owned());
     assert!(max_difference(&run(&config, &unbiased).unwrap(), &plain) > 1e-3);
     let no_norms = |name: &str| (!name.contains("layer_norm")).then(|| name.to_owned());

@@ -121,11 +121,13 @@ impl Tokenizer {
         inner.with_padding(None);
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
-        let vocab = vocab(&inner, spelling)?;
+        let marks_sequences = sequences::are_marked(&outline.pre_tokenizer);
+        let is_text = |tag: &str| marks_sequences && sequences::is_text(tag);
+        let vocab = vocab(&inner, spelling, is_text)?;
         let json = Json {
             inner,
             plain,
-            marks_sequences: sequences::are_marked(&outline.pre_tokenizer),
+            marks_sequences,
         };
         let bos = added_in_front(&json, &vocab);
         Tokenizer::assemble(Parts {
@@ -242,8 +244,12 @@ fn spelling(decoder: &Value) -> Result<Spelling, Error> {
     Ok(spelling)
 }
 
-/// Every token's bytes and kind.
-fn vocab(inner: &Inner, spelling: Spelling) -> Result<Vocab, Error> {
+/// Every token's bytes and kind. `is_text`: which special tokens are part of the text that a model writes.
+fn vocab(
+    inner: &Inner,
+    spelling: Spelling,
+    is_text: impl Fn(&str) -> bool,
+) -> Result<Vocab, Error> {
     let ids = inner.get_vocab(true);
     let count = ids.values().max().map_or(0, |&id| id as usize + 1);
     // Ids may have gaps, but not so that a small file asks for a large table.
@@ -271,7 +277,7 @@ fn vocab(inner: &Inner, spelling: Spelling) -> Result<Vocab, Error> {
             (None, _) => Kind::Unused,
             (Some(token), Some(added)) => {
                 bytes.extend_from_slice(token.as_bytes());
-                if added.special {
+                if added.special && !is_text(token) {
                     Kind::Control
                 } else {
                     Kind::UserDefined

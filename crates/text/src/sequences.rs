@@ -32,6 +32,12 @@ pub(crate) fn are_marked(pre_tokenizer: &Value) -> bool {
     false
 }
 
+/// Whether a special token is part of the text: the tags around references, working memory and
+/// sequences are, and galai shows them; the marks of beginning, end and padding are not.
+pub(crate) fn is_text(tag: &str) -> bool {
+    !["<s>", "<pad>", "</s>", "<unk>"].contains(&tag)
+}
+
 /// The text with a marker before every character of its sequences.
 pub(crate) fn mark(text: &str) -> Cow<'_, str> {
     let mut marked = String::new();

@@ -371,6 +371,7 @@ fn galacticas_sequences_go_character_by_character() {
         "[START_REF]",
         "[END_REF]",
         "<work>",
+        "</s>",
     ];
     let added: Vec<_> = (4..)
         .zip(tags)
@@ -398,8 +399,11 @@ fn galacticas_sequences_go_character_by_character() {
     assert_eq!(ids("CCO"), [2, 1]);
     let molecule = ids("CC [START_SMILES]CCO[END_SMILES]CC");
     assert_eq!(molecule, [2, 3, 4, 0, 0, 1, 5, 2]);
-    let text = tokenizer.decode(&molecule, true);
+    // Tags are part of what the model writes; the end of a document is not.
+    let text = tokenizer.decode(&[&molecule[..], &[9]].concat(), false);
     assert_eq!(text, b"CC [START_SMILES]CCO[END_SMILES]CC");
+    let typed = tokenizer.encode("[START_REF]", Special::Text).unwrap();
+    assert!(!typed.contains(&6), "{typed:?}");
     assert_eq!(
         ids("[START_SMILES]CC"),
         [4, 2],
