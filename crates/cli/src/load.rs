@@ -197,6 +197,14 @@ pub fn cache_type(args: &LoadArgs) -> KvType {
 /// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
 /// what fits. `mapped` is the size of weights that memory has yet to hold.
 pub fn context(config: &Config, mapped: u64, ty: KvType, asked: Option<usize>) -> Result<usize> {
+    if let (Some(asked), Some(limit)) = (asked, config.position_limit())
+        && asked > config.context
+    {
+        return Err(usage(
+            format!("--ctx {asked}: the model has no positions from {limit} on"),
+            format!("--ctx {} is its own context", config.context),
+        ));
+    }
     let Some(free) = available_memory() else {
         return Ok(asked.unwrap_or(config.context));
     };
