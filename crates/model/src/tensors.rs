@@ -187,9 +187,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Experts as slices of the file.
+    /// Experts as slices of the file, or as tensors of their own, as files of 2023 have them: the
+    /// names of an MLP with the expert's number.
     fn experts_apart(&self, i: usize, e: &Experts, parts: &[&str; 3]) -> Result<Vec<Gated>> {
         let d = self.config.hidden;
+        let own = |part: usize, n: usize| format!("{}.{n}", self.names.parts[6 + part]);
+        let first = format!("{}{}.weight", self.prefix, self.inside(i, &own(0, 0)));
+        if self.tensors.get(&first).is_some() {
+            let expert = |n: usize| {
+                let parts = [own(0, n), own(1, n), own(2, n)];
+                self.gated(i, [&parts[0], &parts[1], &parts[2]], e.ffn, Bias::None)
+            };
+            return (0..e.count).map(expert).collect();
+        }
         let stack = |part: usize, rows, cols| {
             let name = format!("{}.weight", self.inside(i, parts[part]));
             let t = self.get(&name, &[e.count, rows, cols])?;

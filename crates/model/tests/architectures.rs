@@ -84,6 +84,44 @@ fn llama4_keys_are_read_in_their_other_forms() {
     assert_eq!((dense.experts, dense.ffn), (None, 160));
 }
 
+/// Weights of the released models, by their dimensions: as their cards say, without what sees images.
+#[test]
+fn released_models_have_their_published_sizes() {
+    let llama4 = |experts: usize, every: usize| {
+        let config = json!({
+            "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4",
+            "text_config": {
+                "hidden_size": 5120, "num_hidden_layers": 48, "num_attention_heads": 40,
+                "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 8192,
+                "intermediate_size_mlp": 16384, "num_local_experts": experts,
+                "interleave_moe_layer_step": every, "vocab_size": 202_048, "no_rope_layers": [],
+                "max_position_embeddings": 10_485_760, "rope_theta": 5e5, "rope_scaling": null,
+            },
+        });
+        Config::from_hf(&config).unwrap()
+    };
+    let billions = |n: u64| n as f64 / 1e9;
+    for (config, all, used) in [(llama4(16, 1), 107.8, 17.2), (llama4(128, 2), 400.7, 17.2)] {
+        assert!((billions(config.parameters()) - all).abs() < 0.1);
+        assert!((billions(config.parameters_used()) - used).abs() < 0.1);
+        let l = config.llama4.unwrap();
+        assert_eq!(l.rotates.iter().filter(|r| !**r).count(), 12);
+    }
+    for (hidden, layers, heads, size) in [(768, 12, 12, 0.125), (10_240, 96, 80, 121.3)] {
+        let config = json!({
+            "architectures": ["OPTForCausalLM"], "model_type": "opt", "hidden_size": hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * hidden,
+            "vocab_size": 50_000, "max_position_embeddings": 2048, "activation_function": "gelu",
+            "do_layer_norm_before": true, "scale_embeddings": false, "learned_embeddings": true,
+        });
+        let config = Config::from_hf(&config).unwrap();
+        assert!(
+            (billions(config.parameters()) / size - 1.0).abs() < 0.01,
+            "{size}"
+        );
+    }
+}
+
 #[test]
 fn what_would_change_llama4_is_refused_by_name() {
     for (key, value, named) in [

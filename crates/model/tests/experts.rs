@@ -251,6 +251,51 @@ fn experts_that_do_not_fit_are_refused_by_name() {
     }
 }
 
+/// Files of 2023 have a tensor for each expert.
+#[test]
+fn experts_may_be_tensors_of_their_own() {
+    let mut g = Gguf::open(fixture(FILE)).unwrap();
+    let apart = g.tensors.iter().flat_map(|t| {
+        let Some((before, _)) = t.name.split_once("_exps") else {
+            return vec![t.clone()];
+        };
+        let size = t.data.len() / EXPERTS;
+        let one = |n: usize| {
+            let data = t.data.slice(n * size..(n + 1) * size).unwrap();
+            let name = format!("{before}.{n}.weight");
+            Tensor::new(name, t.dtype, t.shape[1..].to_vec(), data).unwrap()
+        };
+        (0..EXPERTS).map(one).collect()
+    });
+    g.tensors = Tensors::new(apart.collect()).unwrap();
+    let w = Weights::from_gguf(&g, kernels(Compute::F32, 2)).unwrap();
+    let ids = [3, 1, 4, 1, 5];
+    let stacked = open(FILE, Compute::F32);
+    assert_eq!(
+        logits(&w, &ids, 99, &mut ()),
+        logits(&stacked, &ids, 99, &mut ())
+    );
+    // One too few, and one too many.
+    for (count, named) in [(6u32, "ffn_gate.5.weight"), (4, "ffn_")] {
+        let mut g = g.clone();
+        g.metadata.set("llama.expert_count", count);
+        let router = g
+            .tensors
+            .iter()
+            .map(|t| match t.name.ends_with("gate_inp.weight") {
+                true => {
+                    let bytes = vec![0; count as usize * 32 * 4];
+                    let shape = vec![count as usize, 32];
+                    Tensor::new(t.name.clone(), Dtype::F32, shape, Blob::from_vec(bytes)).unwrap()
+                }
+                false => t.clone(),
+            });
+        g.tensors = Tensors::new(router.collect()).unwrap();
+        let error = Weights::from_gguf(&g, kernels(Compute::F32, 1)).unwrap_err();
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
+
 /// Only the experts that a token goes through are read for it.
 #[test]
 fn bytes_of_a_token_count_used_experts() {
