@@ -218,12 +218,8 @@ fn plan(
     asked: Option<usize>,
     free: u64,
 ) -> Result<usize> {
-    let page = Cache::bytes_for(config, ty, PAGE)?.max(1);
     let fixed = mapped.saturating_add(SCRATCH);
-    let pages = free.saturating_sub(fixed) / page;
-    let fits = usize::try_from(pages)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(PAGE);
+    let fits = tokens_that_fit(config, ty, free.saturating_sub(fixed))?;
     let wanted = asked.unwrap_or(config.context.min(fits));
     let short = wanted > fits || wanted == 0;
     if !short {
@@ -247,7 +243,7 @@ fn plan(
             "choose a smaller model or end other programs",
         ));
     }
-    let cache = page.saturating_mul(wanted.div_ceil(PAGE) as u64);
+    let cache = Cache::bytes_for(config, ty, wanted)?;
     Err(failure(
         Code::Memory,
         format!(
@@ -262,6 +258,19 @@ fn plan(
             fits.min(config.context)
         ),
     ))
+}
+
+/// The largest number of tokens, in whole pages, whose cache takes at most so many bytes.
+fn tokens_that_fit(config: &Config, ty: KvType, bytes: u64) -> Result<usize> {
+    let (mut fit, mut too_many) = (0, usize::MAX / PAGE);
+    while too_many - fit > 1 {
+        let pages = fit + (too_many - fit) / 2;
+        match Cache::bytes_for(config, ty, pages * PAGE)? <= bytes {
+            true => fit = pages,
+            false => too_many = pages,
+        }
+    }
+    Ok(fit * PAGE)
 }
 
 /// A session for the loaded model, in a context that fits in memory.

@@ -247,6 +247,12 @@ impl Config {
         e.layers.get(layer).is_some_and(|on| *on).then_some(e)
     }
 
+    /// Whether rows of a layer see only their own chunk of positions.
+    pub fn is_chunked(&self, layer: usize) -> bool {
+        let chunked = self.llama4.as_ref().and_then(|l| l.chunked.get(layer));
+        chunked.is_some_and(|on| *on)
+    }
+
     /// Width of all query heads together.
     pub fn q_dim(&self) -> usize {
         self.heads * self.head_dim

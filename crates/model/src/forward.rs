@@ -33,7 +33,7 @@ pub fn forward<P: Probe>(
     cache: &mut Cache,
     probe: &mut P,
 ) -> Result<Outputs> {
-    check(weights, batch, cache)?;
+    batch.check(&weights.config, cache)?;
     let mut pass = Pass::new(weights, batch, cache, probe)?;
     let layer_of = match weights.config.arch {
         Arch::Llama => llama::layer::<P>,
@@ -124,11 +124,20 @@ impl<'a, P: Probe> Pass<'a, P> {
             starts.push((start, segment));
             spans.push((0..c.len()).map(|i| segment..start + i + 1).collect());
         }
-        cache.reserve(chunks)?;
         let windows = match &w.config.llama4 {
             Some(l) => llama4::windows(chunks, &spans, l.chunk),
             None => Vec::new(),
         };
+        for (c, windows) in chunks.iter().zip(&windows) {
+            let held = cache.first_held(c.seq);
+            if windows.iter().any(|w| w.start < held) {
+                return Err(Error::Batch(format!(
+                    "chunked attention would look back beyond token {held} of a sequence, which is \
+                     the first that it holds: positions must go on where they ended"
+                )));
+            }
+        }
+        cache.reserve(chunks)?;
         let rows = |c: &'a Chunk| {
             c.positions.iter().map(|&position| Row {
                 seq: c.seq,
@@ -541,55 +550,5 @@ pub(crate) fn multiply<'a>(
     let (cols, types) = (first.w.cols(), products.iter().map(|p| p.w.ty()));
     let types: Vec<Type> = types.collect();
     k.matmul(&k.activations(x, cols, &types), &mut products);
-    Ok(())
-}
-
-/// Everything that could make a batch fail, before anything is changed.
-fn check(w: &Weights, batch: &Batch, cache: &Cache) -> Result<()> {
-    let c = &w.config;
-    let wrong = |what: String| Err(Error::Batch(what));
-    let mut seen = std::collections::HashSet::new();
-    for (i, chunk) in batch.chunks.iter().enumerate() {
-        if !cache.is_open(chunk.seq) || !seen.insert(chunk.seq) {
-            return wrong(format!(
-                "chunk {i}: its sequence is not open, or stands twice in the batch"
-            ));
-        }
-        if chunk.is_empty() {
-            return wrong(format!("chunk {i} has no rows"));
-        }
-        let rows = match &chunk.input {
-            Input::Tokens(ids) => match ids.iter().find(|id| **id as usize >= c.vocab) {
-                Some(id) => {
-                    return wrong(format!(
-                        "token {id} is outside the vocabulary of {}",
-                        c.vocab
-                    ));
-                }
-                None => ids.len(),
-            },
-            Input::Embeddings(x) if x.len().is_multiple_of(c.hidden) => x.len() / c.hidden,
-            Input::Embeddings(x) => {
-                return wrong(format!(
-                    "chunk {i}: {} values are not rows of {}",
-                    x.len(),
-                    c.hidden
-                ));
-            }
-        };
-        if rows != chunk.len() {
-            return wrong(format!(
-                "chunk {i}: {rows} rows with {} positions",
-                chunk.len()
-            ));
-        }
-        if let Some(limit) = c.position_limit()
-            && let Some(p) = chunk.positions.iter().find(|p| **p as usize >= limit)
-        {
-            return Err(Error::NotImplemented(format!(
-                "position {p} of this model, whose positions are defined below {limit}"
-            )));
-        }
-    }
     Ok(())
 }

@@ -25,8 +25,7 @@ pub(crate) fn layer<P: Probe>(
 ) -> Result<()> {
     let c = &pass.w.config;
     let kind = c.llama4.as_ref();
-    let is = |list: &[bool]| list.get(i).is_some_and(|on| *on);
-    let (rotates, chunked) = kind.map_or((true, false), |l| (is(&l.rotates), is(&l.chunked)));
+    let rotates = kind.is_none_or(|l| l.rotates.get(i).is_some_and(|on| *on));
     pass.queries_keys_values(i, layer, x, room)?;
     if rotates {
         pass.rotate(room);
@@ -38,7 +37,7 @@ pub(crate) fn layer<P: Probe>(
         let factors: Vec<f32> = pass.plan.positions.iter().map(|p| t.at(*p)).collect();
         pass.k.scale_rows(&mut room.q, c.q_dim(), &factors);
     }
-    pass.attend(i, layer, chunked, x, room)?;
+    pass.attend(i, layer, c.is_chunked(i), x, room)?;
     llama::mlp(pass, i, layer, x, room)
 }
 

@@ -154,9 +154,9 @@ fn a_cached_prefix_does_not_change_bits() {
         logits_in_chunks(w, &mut cache, seq, &ids, 9, Rows::All, &mut ());
         for keep in [79, 64, 33, 32, 31, 1] {
             // Other tokens are written behind the prefix first, as another request would.
-            cache.truncate(seq, keep);
+            let keep = cache.truncate(seq, keep);
             logits_in_chunks(w, &mut cache, seq, &[5, 6, 7, 8], 4, Rows::All, &mut ());
-            cache.truncate(seq, keep);
+            assert_eq!(cache.truncate(seq, keep), keep);
             let fork = cache.fork(seq, keep);
             for s in [seq, fork] {
                 let got = bits(&logits_in_chunks(
