@@ -2,6 +2,7 @@
 """Writes the seeds of the targets `config`, `generation_config`, `model` and `gguf_vocab`:
 configurations, a GGUF model of a few kilobytes for each of some storage types, and small
 vocabularies of both kinds. Standard library only."""
+import math
 import pathlib
 import random
 import shutil
@@ -26,20 +27,37 @@ def real(key, value):
     return string(key) + struct.pack("<If", 6, value)
 
 
-def model(name):
+EXPERTS = 3
+
+
+def mlp(experts, shared):
+    """(part, shape) of an MLP, or of experts in its place."""
+    if not experts:
+        yield from [("ffn_gate", [F, D]), ("ffn_up", [F, D]), ("ffn_down", [D, F])]
+        return
+    yield "ffn_gate_inp", [EXPERTS, D]
+    yield from [("ffn_gate_exps", [EXPERTS, F, D]), ("ffn_up_exps", [EXPERTS, F, D]), ("ffn_down_exps", [EXPERTS, D, F])]
+    if shared:
+        yield from [("ffn_gate_shexp", [F, D]), ("ffn_up_shexp", [F, D]), ("ffn_down_shexp", [D, F])]
+
+
+def model(name, arch="llama", experts=False):
     code, per, size = TYPES[name]
     rnd = random.Random(name)
-    shapes = [("token_embd", V, D)]
-    for part, rows, cols in [("attn_q", D, D), ("attn_k", D // 2, D), ("attn_v", D // 2, D), ("attn_output", D, D),
-                             ("ffn_gate", F, D), ("ffn_up", F, D), ("ffn_down", D, F)]:
-        shapes.append((f"blk.0.{part}", rows, cols))
+    attention = [("attn_q", [D, D]), ("attn_k", [D // 2, D]), ("attn_v", [D // 2, D]), ("attn_output", [D, D])]
+    shapes = [("token_embd", [V, D])]
+    shapes += [(f"blk.0.{part}", shape) for part, shape in attention + list(mlp(experts, arch == "llama4"))]
     norms = ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"]
     keys = [
-        string("general.architecture") + struct.pack("<I", 8) + string("llama"),
-        uint("llama.block_count", 1), uint("llama.context_length", 64), uint("llama.embedding_length", D),
-        uint("llama.feed_forward_length", F), uint("llama.attention.head_count", HEADS),
-        uint("llama.attention.head_count_kv", KV), real("llama.attention.layer_norm_rms_epsilon", 1e-5),
+        string("general.architecture") + struct.pack("<I", 8) + string(arch),
+        uint(f"{arch}.block_count", 1), uint(f"{arch}.context_length", 64), uint(f"{arch}.embedding_length", D),
+        uint(f"{arch}.feed_forward_length", F), uint(f"{arch}.attention.head_count", HEADS),
+        uint(f"{arch}.attention.head_count_kv", KV), real(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5),
     ]
+    if experts:
+        keys += [uint(f"{arch}.expert_count", EXPERTS), uint(f"{arch}.expert_used_count", 2)]
+    if arch == "llama4":
+        keys += [uint(f"{arch}.interleave_moe_layer_step", 1), uint(f"{arch}.expert_feed_forward_length", F)]
     infos, data = b"", b""
 
     def add(tensor, dims, code, payload):
@@ -48,11 +66,11 @@ def model(name):
         infos += struct.pack("<IQ", code, len(data))
         data += payload + bytes(-len(payload) % 32)
 
-    for tensor, rows, cols in shapes:
-        blocks = rows * cols // per
+    for tensor, shape in shapes:
+        blocks = math.prod(shape) // per
         # Small bytes keep the halves that scale a block small as well.
         payload = bytes(rnd.randrange(1, 32) for _ in range(blocks * size))
-        add(f"{tensor}.weight", [cols, rows], code, payload)
+        add(f"{tensor}.weight", shape[::-1], code, payload)
     for tensor in norms:
         add(f"{tensor}.weight", [D], 0, struct.pack(f"<{D}f", *[1.0] * D))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes) + len(norms), len(keys)) + b"".join(keys) + infos
@@ -61,7 +79,9 @@ def model(name):
 
 for name in TYPES:
     (HERE / f"seeds/model/{name}.gguf").write_bytes(model(name))
-for folder in ["llama1", "llama3_1", "llama_bias"]:
+for arch in ["llama", "llama4"]:
+    (HERE / f"seeds/model/{arch}_experts.gguf").write_bytes(model("q8_0", arch, True))
+for folder in ["llama1", "llama3_1", "llama_bias", "llama4_text", "galactica", "opt"]:
     for form in ["config", "config.v5"]:
         shutil.copyfile(FIXTURES / folder / f"{form}.json", HERE / f"seeds/config/{folder}.{form}.json")
 

@@ -74,6 +74,7 @@ def tokenizer_json():
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     sound = {"version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model}
     pattern = {"type": "Split", "pattern": {"Regex": r"\s+(?!\S)|\p{L}+"}, "behavior": "Isolated", "invert": False}
+    marker = {"type": "Split", "pattern": {"String": f"SPL{1}T-TH{1}S-Pl3A5E"}, "behavior": "Removed", "invert": False}
     template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -94,6 +95,8 @@ def tokenizer_json():
         "unigram": {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}},
         "wordlevel": {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}},
         "nfkc": {"normalizer": {"type": "NFKC"}},
+        # Galactica's, which cuts where the model's own library has put a marker.
+        "sequences": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [marker, byte_level]}},
     }
     for name, change in variants.items():
         yield name, json.dumps(sound | change, ensure_ascii=False, separators=(",", ":")).encode()

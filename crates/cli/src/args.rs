@@ -209,6 +209,9 @@ pub struct RunArgs {
         conflicts_with = "raw"
     )]
     pub system: Option<String>,
+    /// Use this chat template; also llama2, llama-guard-1, llama-guard-2, llama-guard-3
+    #[arg(long, value_name = "FILE.jinja", conflicts_with_all = ["raw", "suffix"])]
+    pub template: Option<PathBuf>,
     /// Continue the prompt as it is: no chat template
     #[arg(long)]
     pub raw: bool,
@@ -288,7 +291,7 @@ pub struct TemplateArgs {
     /// A JSON list of messages, or an object with "messages" (`-`: stdin)
     #[arg(long, value_name = "FILE")]
     pub messages: PathBuf,
-    /// Use this template
+    /// Use this template; also llama2, llama-guard-1, llama-guard-2, llama-guard-3
     #[arg(long, value_name = "FILE.jinja")]
     pub template: Option<PathBuf>,
     /// The template's bos_token [default: the MODEL's]

@@ -197,6 +197,14 @@ pub fn cache_type(args: &LoadArgs) -> KvType {
 /// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
 /// what fits. `mapped` is the size of weights that memory has yet to hold.
 pub fn context(config: &Config, mapped: u64, ty: KvType, asked: Option<usize>) -> Result<usize> {
+    if let (Some(asked), Some(limit)) = (asked, config.position_limit())
+        && asked > config.context
+    {
+        return Err(usage(
+            format!("--ctx {asked}: the model has no positions from {limit} on"),
+            format!("--ctx {} is its own context", config.context),
+        ));
+    }
     let Some(free) = available_memory() else {
         return Ok(asked.unwrap_or(config.context));
     };
@@ -210,12 +218,8 @@ fn plan(
     asked: Option<usize>,
     free: u64,
 ) -> Result<usize> {
-    let page = Cache::bytes_for(config, ty, PAGE)?.max(1);
     let fixed = mapped.saturating_add(SCRATCH);
-    let pages = free.saturating_sub(fixed) / page;
-    let fits = usize::try_from(pages)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(PAGE);
+    let fits = tokens_that_fit(config, ty, free.saturating_sub(fixed))?;
     let wanted = asked.unwrap_or(config.context.min(fits));
     let short = wanted > fits || wanted == 0;
     if !short {
@@ -239,7 +243,7 @@ fn plan(
             "choose a smaller model or end other programs",
         ));
     }
-    let cache = page.saturating_mul(wanted.div_ceil(PAGE) as u64);
+    let cache = Cache::bytes_for(config, ty, wanted)?;
     Err(failure(
         Code::Memory,
         format!(
@@ -254,6 +258,19 @@ fn plan(
             fits.min(config.context)
         ),
     ))
+}
+
+/// The largest number of tokens, in whole pages, whose cache takes at most so many bytes.
+fn tokens_that_fit(config: &Config, ty: KvType, bytes: u64) -> Result<usize> {
+    let (mut fit, mut too_many) = (0, usize::MAX / PAGE);
+    while too_many - fit > 1 {
+        let pages = fit + (too_many - fit) / 2;
+        match Cache::bytes_for(config, ty, pages * PAGE)? <= bytes {
+            true => fit = pages,
+            false => too_many = pages,
+        }
+    }
+    Ok(fit * PAGE)
 }
 
 /// A session for the loaded model, in a context that fits in memory.
@@ -346,15 +363,28 @@ pub fn template_source(path: &Path, tools: bool) -> Result<String> {
     Ok(found?)
 }
 
-/// The chat template of a model's file or directory, for conversations without tools.
-pub fn template_of(path: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+/// The source that `--template` names: a file, or a format that Puna has.
+pub fn template_named(typed: &Path) -> Result<String> {
+    match typed.to_str().and_then(text::format) {
+        Some(source) if !typed.exists() => Ok(source.to_owned()),
+        _ => crate::input::text(typed),
+    }
+}
+
+/// The chat template of a model's file or directory, for conversations without tools, or the one
+/// that is `asked` for.
+pub fn template_of(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    asked: Option<&Path>,
+) -> Result<ChatTemplate> {
     let bos = token_text(tokenizer, tokenizer.bos());
     let eos = token_text(tokenizer, tokenizer.eos());
-    Ok(ChatTemplate::new(
-        &template_source(path, false)?,
-        &bos,
-        &eos,
-    )?)
+    let source = match asked {
+        Some(typed) => template_named(typed)?,
+        None => template_source(path, false)?,
+    };
+    Ok(ChatTemplate::new(&source, &bos, &eos)?)
 }
 
 /// How conversations are rendered: no tools, the assistant's turn opened, today's date.

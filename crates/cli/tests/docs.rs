@@ -1,4 +1,5 @@
-//! `docs/cli.md` is made of the help texts: a plain file, renewed with `PUNA_BLESS=1`.
+//! `docs/cli.md` is made of the help texts, `docs/models.md` of the code's tables: plain files, renewed
+//! with `PUNA_BLESS=1`.
 
 mod common;
 
@@ -23,13 +24,85 @@ fn the_page_of_the_command_line() {
     for verb in VERBS {
         add(&format!("puna {verb}"), &[verb, "--help"]);
     }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli.md");
+    is_the_page("cli.md", &page);
+}
+
+/// A page of `docs`: renewed if that is asked for, then compared.
+fn is_the_page(name: &str, page: &str) {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let file = docs.join(name);
     if std::env::var_os("PUNA_BLESS").is_some() {
-        std::fs::write(&file, &page).expect("the page can be written");
+        std::fs::write(&file, page).expect("the page can be written");
     }
     let there = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(
         page == there,
-        "docs/cli.md differs from the help texts; PUNA_BLESS=1 renews it"
+        "docs/{name} differs from what it is made of; PUNA_BLESS=1 renews it"
     );
+}
+
+/// Formats of model files: what is read of them, and what that is compared with.
+const FORMATS: [(&str, &str, &str); 2] = [
+    (
+        "GGUF 2 and 3, split or whole",
+        "one file, or all parts beside the first; nothing is copied but norms and biases",
+        "llama.cpp's own conversions; hostile files",
+    ),
+    (
+        "Hugging Face directory",
+        "config.json, safetensors (one file or shards), tokenizer and template",
+        "transformers' checkpoints, in the configurations of versions 4 and 5; hostile files",
+    ),
+];
+
+#[test]
+fn the_page_of_models() {
+    let mut page = "# What runs\n\n\
+        Made from the tables of the code; `PUNA_BLESS=1 cargo test -p puna --test docs` renews it. How to name and \
+        fetch a model: [models and the store](models-and-store.md).\n\n\
+        A key or tensor that would change the result and is not implemented is an error that names it. Every \
+        architecture gives the same bits for any number of threads, size of chunks, batch and cached prefix.\n\n\
+        ## Architectures\n\n\
+        | name | config.json | GGUF | models | special | compared with |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    for a in &model::ARCHITECTURES {
+        let classes: Vec<String> = a.classes.iter().map(|(c, _)| format!("`{c}`")).collect();
+        let gguf = if a.gguf {
+            format!("`{}`", a.name)
+        } else {
+            "-".into()
+        };
+        page.push_str(&format!(
+            "| {} | {} | {gguf} | {} | {} | {} |\n",
+            a.name,
+            classes.join(", "),
+            a.models,
+            a.special,
+            a.tested
+        ));
+    }
+    page.push_str("\n## Files\n\n| format | what is read | compared with |\n|---|---|---|\n");
+    for (format, read, compared) in FORMATS {
+        page.push_str(&format!("| {format} | {read} | {compared} |\n"));
+    }
+    let types: Vec<&str> = kernels::Type::ALL.iter().map(|ty| ty.name()).collect();
+    let formats: Vec<String> = text::formats().map(|name| format!("`{name}`")).collect();
+    page.push_str(&format!(
+        "\n## Storage types\n\n{}, and the mixes of them. Experts of a Hugging Face directory must be floats.\n\n\
+        ## Prompt formats\n\nA model's own chat template is used. For models that come without one, `--template` \
+        takes a file, or one of {}.\n",
+        types.join(", "),
+        formats.join(", ")
+    ));
+    is_the_page("models.md", &page);
+    // The help names the same formats.
+    for verb in ["run", "template"] {
+        let help = puna(&[verb, "--help"]).succeeded().text();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let names = text::formats().collect::<std::collections::BTreeSet<_>>();
+        assert!(
+            names.iter().all(|name| help.contains(name)),
+            "{verb}: {names:?}"
+        );
+    }
 }

@@ -8,12 +8,15 @@ use common::{Home, fixture, puna};
 use safetensors::{Dtype, SafeTensors};
 
 /// Folders of the reference models, with the sequence for which attention was recorded.
-const MODELS: [&str; 5] = [
+const MODELS: [&str; 8] = [
     "llama1",
     "llama2_gqa",
     "llama3_1",
     "llama_bias",
     "llama_head_dim",
+    "llama4_text",
+    "opt",
+    "galactica",
 ];
 
 struct File(HashMap<String, (Vec<usize>, Vec<f32>)>);

@@ -257,6 +257,45 @@ fn the_system_message_and_the_template_come_in() {
 }
 
 #[test]
+fn a_template_takes_the_place_of_the_models_own() {
+    let model = fixture("models/llama3");
+    let args = with(&["run", "-m", &model, "-n", "1", "Hello"], &JSON);
+    let guard = puna(&with(&args, &["--template", "llama2"])).json();
+    let home = Home::new();
+    let file = home.dir.path().join("m.json");
+    std::fs::write(&file, r#"[{"role":"user","content":"Hello"}]"#).unwrap();
+    let file = file.to_str().unwrap();
+    let shown = [
+        "template",
+        &model,
+        "--messages",
+        file,
+        "--template",
+        "llama2",
+    ];
+    let shown = home
+        .run(&with(&shown, &["--ids", "--format", "json"]))
+        .json();
+    assert_eq!(shown["ids"], guard["prompt_ids"]);
+    assert!(
+        shown["text"]
+            .as_str()
+            .unwrap()
+            .contains("[INST] Hello [/INST]")
+    );
+    puna(&with(&args, &["--template", "llama2", "--raw"])).failed(2, "--raw");
+}
+
+/// Learned positions end with the table.
+#[test]
+fn a_context_beyond_learned_positions_is_refused() {
+    let model = fixture("models/opt");
+    let args = ["run", "-m", &model, "--raw", "-n", "1"];
+    puna(&with(&args, &["--ctx", "128", "Hello"])).succeeded();
+    puna(&with(&args, &["--ctx", "129", "Hello"])).failed(2, "no positions from 128 on");
+}
+
+#[test]
 fn without_a_template_raw_is_named() {
     let home = Home::new();
     let dir = home.dir.path().join("bare");

@@ -235,6 +235,28 @@ fn a_template_is_rendered() {
 }
 
 #[test]
+fn a_format_by_its_name() {
+    let home = Home::new();
+    let file = messages(&home, &json!([{"role": "user", "content": "Hi"}]));
+    let base = [
+        "template",
+        "--messages",
+        file.to_str().unwrap(),
+        "--bos-token",
+        "<s>",
+    ];
+    let render = |name: &str| home.run(&[&base[..], &["--template", name]].concat());
+    assert_eq!(render("llama2").succeeded().text(), "<s>[INST] Hi [/INST]");
+    let text = render("llama-guard-3").succeeded().text();
+    assert!(text.contains("\nS14: Code Interpreter Abuse.\n"), "{text}");
+    assert!(text.ends_with("assistant<|end_header_id|>\n\n"), "{text}");
+    let less = [&base[..], &["--template", "llama-guard-3", "--vars"]].concat();
+    let less = [&less[..], &[r#"{"excluded_categories": ["S14"]}"#]].concat();
+    assert!(!home.run(&less).succeeded().text().contains("S14"));
+    render("llama-guard-9").failed(1, "llama-guard-9");
+}
+
+#[test]
 fn a_template_of_ones_own() {
     let home = Home::new();
     let file = messages(&home, &json!([{"role": "user", "content": "Hi"}]));

@@ -147,10 +147,11 @@ impl Session {
         self.cache.bytes()
     }
 
-    /// Forgets all but the first `len` tokens.
+    /// Forgets all but the first `len` tokens; some more where the cache of a model with chunked
+    /// attention cannot go on after them.
     pub fn truncate(&mut self, len: usize) {
-        self.held.truncate(len);
-        self.cache.truncate(self.seq, self.held.len());
+        let left = self.cache.truncate(self.seq, len);
+        self.held.truncate(left);
     }
 
     /// Brings the session to `prefix` and returns the logits that follow it. Runs only what the
@@ -183,8 +184,9 @@ impl Session {
     ) -> Result<Guessed, Error> {
         self.check_fits(prefix)?;
         let same = self.held.iter().zip(prefix).take_while(|(a, b)| a == b);
-        let cached = same.count().min(prefix.len() - 1);
-        self.truncate(cached);
+        let same = same.count().min(prefix.len() - 1);
+        self.truncate(same);
+        let cached = self.held.len();
         let total = prefix.len();
         let mut done = cached;
         loop {
@@ -255,7 +257,8 @@ impl Session {
         let outputs = model::forward(&self.weights, &batch, &mut self.cache, probe);
         let mut outputs = outputs.inspect_err(|_| {
             // Whatever a failed pass left behind is not what `held` says.
-            self.cache.truncate(self.seq, start);
+            let left = self.cache.truncate(self.seq, start);
+            self.held.truncate(left);
         })?;
         self.held.extend_from_slice(ids);
         let logits = outputs.chunks.pop().map(|c| c.logits).unwrap_or_default();

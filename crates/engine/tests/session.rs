@@ -22,7 +22,7 @@ fn greedy(session: &mut engine::Session, prompt: &[u32], n: usize) -> Vec<u32> {
 
 #[test]
 fn greedy_continuations_equal_transformers() {
-    for name in ["llama3", "llama2_gqa"] {
+    for name in ["llama3", "llama2_gqa", "llama4_text", "opt"] {
         let weights = weights(&format!("models/{name}"));
         let expected = Expected::read(&format!("models/{name}/expected.safetensors"));
         let mut session = session(&weights, 512);
@@ -78,6 +78,28 @@ fn what_is_cached_is_counted() {
     assert_eq!(cached(&[1, 2]), 1);
     assert_eq!(cached(&[7]), 0);
     assert_eq!(session.held(), [7]);
+}
+
+/// Chunked attention has given up keys that a row far back would see: the session says what it
+/// could reuse, and the logits are those of a session of its own.
+#[test]
+fn a_prefix_far_back_of_chunked_attention_runs_anew() {
+    let weights = weights("models/llama4_text");
+    let mut reused = session(&weights, 512);
+    let ids: Vec<u32> = (0..120).map(|i| (i * 37 + 11) % 384).collect();
+    let mut partly = 0;
+    for (same, more) in [(0, 90), (88, 20), (25, 70), (90, 3), (60, 30), (47, 50)] {
+        // As much of the same beginning, then other tokens.
+        let tail = (0..more).map(|i| (i * 5 + same as u32) % 384);
+        let prefix: Vec<u32> = ids[..same].iter().copied().chain(tail).collect();
+        let got = reused.advance(&prefix, &mut { GO_ON }).unwrap();
+        let fresh = session(&weights, 512).advance(&prefix, &mut { GO_ON });
+        assert_eq!(got.logits, fresh.unwrap().logits, "{same}");
+        assert_eq!(reused.held(), prefix);
+        partly += usize::from(got.cached > 0);
+        reused.advance(&ids, &mut { GO_ON }).unwrap();
+    }
+    assert!(partly > 3, "{partly}");
 }
 
 #[test]

@@ -6,8 +6,8 @@
 //! From the ground up: `types` and `blocks` (storage types, the plain reference of each), `simd`
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
 //! `unpack` (the common form of quantised rows), `activations`, `tiles`, `integers`, `floats` and
-//! `matmul` (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
-//! (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
+//! `matmul` (products), `ops`, `rows`, `exp`, `attention` and `kv`, each algorithm written once, `pool`
+//! and `buffer` (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -31,6 +31,7 @@ mod ops;
 mod pool;
 mod roof;
 mod rope;
+mod rows;
 mod simd;
 mod synth;
 mod tiles;
@@ -46,5 +47,6 @@ pub use level::{Compute, Level};
 pub use ops::same_bits;
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
+pub use rows::{Gate, Routes};
 pub use synth::synthesize;
 pub use types::{Matrix, Type};

@@ -377,7 +377,7 @@ impl Kernels {
     }
 
     /// Calls `f(row)` for all rows, over the pool if they hold enough values.
-    fn rows(&self, rows: usize, cols: usize, f: &(dyn Fn(usize) + Sync)) {
+    pub(crate) fn rows(&self, rows: usize, cols: usize, f: &(dyn Fn(usize) + Sync)) {
         if rows.saturating_mul(cols) < SMALL {
             return (0..rows).for_each(f);
         }
@@ -461,7 +461,7 @@ fn rows_per_task(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
     w.rows().div_ceil(tasks).next_multiple_of(4).max(4)
 }
 
-fn whole_rows(len: usize, cols: usize) -> usize {
+pub(crate) fn whole_rows(len: usize, cols: usize) -> usize {
     assert!(
         cols > 0 && len.is_multiple_of(cols),
         "{len} values in rows of {cols}"

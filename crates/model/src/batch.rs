@@ -1,12 +1,65 @@
 //! What one forward pass is asked to compute.
 
-use crate::cache::Seq;
+use crate::cache::{Cache, Seq};
+use crate::config::Config;
+use crate::error::{Error, Result};
 
 /// The chunks computed together in one pass. Their results do not depend on one another.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// In any order; each sequence at most once.
     pub chunks: Vec<Chunk>,
+}
+
+impl Batch {
+    /// Everything that could make a batch fail, before anything is changed.
+    pub(crate) fn check(&self, c: &Config, cache: &Cache) -> Result<()> {
+        let wrong = |what: String| Err(Error::Batch(what));
+        let mut seen = std::collections::HashSet::new();
+        for (i, chunk) in self.chunks.iter().enumerate() {
+            if !cache.is_open(chunk.seq) || !seen.insert(chunk.seq) {
+                return wrong(format!(
+                    "chunk {i}: its sequence is not open, or stands twice in the batch"
+                ));
+            }
+            if chunk.is_empty() {
+                return wrong(format!("chunk {i} has no rows"));
+            }
+            let rows = match &chunk.input {
+                Input::Tokens(ids) => match ids.iter().find(|id| **id as usize >= c.vocab) {
+                    Some(id) => {
+                        return wrong(format!(
+                            "token {id} is outside the vocabulary of {}",
+                            c.vocab
+                        ));
+                    }
+                    None => ids.len(),
+                },
+                Input::Embeddings(x) if x.len().is_multiple_of(c.hidden) => x.len() / c.hidden,
+                Input::Embeddings(x) => {
+                    return wrong(format!(
+                        "chunk {i}: {} values are not rows of {}",
+                        x.len(),
+                        c.hidden
+                    ));
+                }
+            };
+            if rows != chunk.len() {
+                return wrong(format!(
+                    "chunk {i}: {rows} rows with {} positions",
+                    chunk.len()
+                ));
+            }
+            if let Some(limit) = c.position_limit()
+                && let Some(p) = chunk.positions.iter().find(|p| **p as usize >= limit)
+            {
+                return Err(Error::NotImplemented(format!(
+                    "position {p} of this model, whose positions are defined below {limit}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Consecutive rows of one sequence.

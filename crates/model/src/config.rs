@@ -1,14 +1,15 @@
 //! The shape of a model, whatever file it came from.
 
-use kernels::{Activation, RopeLayout};
+use kernels::{Activation, Gate, RopeLayout};
 
+use crate::arch::Arch;
 use crate::error::{Error, Result};
 
 /// Everything about a model that is not a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Architecture as the file names it (`llama`).
-    pub arch: String,
+    /// Which forward pass it has.
+    pub arch: Arch,
     /// Rows of the embedding table and the head.
     pub vocab: usize,
     /// Width of the residual stream.
@@ -21,20 +22,26 @@ pub struct Config {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the MLP.
+    /// Width of the MLP, in layers without experts.
     pub ffn: usize,
+    /// The mixtures of experts, if some layers have one in place of the MLP.
+    pub experts: Option<Experts>,
     /// Largest number of positions that the file says the model was made for.
     pub context: usize,
-    /// Added to the mean square inside the root of RMSNorm.
+    /// Added to the mean square (or variance) inside the root of norms.
     pub norm_eps: f32,
     /// Activation of the gate.
     pub activation: Activation,
-    /// Rotary embedding.
+    /// Rotary embedding; its `dim` is 0 where positions are learned instead.
     pub rope: RopeConfig,
+    /// What Llama 4 does to queries, keys and what they see.
+    pub llama4: Option<Llama4>,
     /// Whether q, k, v and o carry a bias.
     pub attention_bias: bool,
     /// Whether gate, up and down carry a bias.
     pub mlp_bias: bool,
+    /// Whether LayerNorm has a gain and a bias.
+    pub norm_affine: bool,
     /// Whether the head is the embedding table.
     pub tied: bool,
     /// Beginning-of-sequence token.
@@ -43,12 +50,61 @@ pub struct Config {
     pub eos: Vec<u32>,
 }
 
+/// Mixtures of experts. A router picks some of the experts for each token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// How many there are in a layer.
+    pub count: usize,
+    /// How many the router picks.
+    pub used: usize,
+    /// Width of one.
+    pub ffn: usize,
+    /// Whether one more of the same width is always used.
+    pub shared: bool,
+    /// How the router weighs them.
+    pub gate: Gate,
+    /// Which layers have them.
+    pub layers: Vec<bool>,
+}
+
+/// Llama 4's attention. Layers are of two kinds, which alternate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Llama4 {
+    /// Layers that rotate queries and keys.
+    pub rotates: Vec<bool>,
+    /// Layers whose rows see only their own chunk of positions.
+    pub chunked: Vec<bool>,
+    /// Positions in a chunk.
+    pub chunk: usize,
+    /// Whether rotated queries and keys are brought to mean square 1.
+    pub qk_norm: bool,
+    /// How queries that are not rotated grow with their position.
+    pub temperature: Option<Temperature>,
+}
+
+/// Factor on a query at `position`: `1 + scale * ln(floor((position + 1) / floor) + 1)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// Positions between two steps.
+    pub floor: f64,
+    /// Height of the steps.
+    pub scale: f64,
+}
+
+impl Temperature {
+    /// The factor at a position.
+    pub fn at(&self, position: u32) -> f32 {
+        let steps = ((f64::from(position) + 1.0) / self.floor).floor();
+        (1.0 + self.scale * (steps + 1.0).ln()) as f32
+    }
+}
+
 /// Rotary position embedding: angle = position * inv_freq, on the first `dim` values of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Rotated values per head; even, at most the head's width.
+    /// Rotated values per head; even, at most the head's width. 0: nothing is rotated.
     pub dim: usize,
     /// Which values of a head make a pair.
     pub layout: RopeLayout,
@@ -121,13 +177,16 @@ pub struct Yarn {
 /// products of three fit 64 bits.
 const MAX_COUNT: usize = 1 << 20;
 
+/// What a number of layers may be at most.
+pub(crate) const MAX_LAYERS: usize = 4096;
+
 impl Config {
     /// Checks that the numbers make a model. Every reader calls it last.
     pub(crate) fn checked(self) -> Result<Config> {
         let counts = [
             ("vocabulary size", self.vocab, MAX_COUNT * 16),
             ("hidden size", self.hidden, MAX_COUNT),
-            ("layers", self.layers, 4096),
+            ("layers", self.layers, MAX_LAYERS),
             ("heads", self.heads, 65536),
             ("kv heads", self.kv_heads, 65536),
             ("head dimension", self.head_dim, 65536),
@@ -148,7 +207,8 @@ impl Config {
             )));
         }
         let dim = self.rope.dim;
-        if dim == 0 || dim > self.head_dim || dim % 2 == 1 {
+        let rotary = self.arch != Arch::Opt;
+        if (dim == 0) == rotary || dim > self.head_dim || dim % 2 == 1 {
             return Err(Error::Config(format!(
                 "rotary dimension is {dim}; it must be even and at most the head's {}",
                 self.head_dim
@@ -164,7 +224,33 @@ impl Config {
             }
         }
         self.rope.check()?;
+        if let Some(e) = &self.experts {
+            e.check(self.layers)?;
+        }
+        if let Some(l) = &self.llama4 {
+            l.check(self.layers)?;
+        }
         Ok(self)
+    }
+
+    /// Positions from this one on cannot be computed, or not as the model's authors do.
+    pub fn position_limit(&self) -> Option<usize> {
+        match self.arch {
+            Arch::Opt => Some(self.context),
+            Arch::Llama | Arch::Llama4 => self.rope.position_limit(),
+        }
+    }
+
+    /// The experts of a layer, if it has any.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let e = self.experts.as_ref()?;
+        e.layers.get(layer).is_some_and(|on| *on).then_some(e)
+    }
+
+    /// Whether rows of a layer see only their own chunk of positions.
+    pub fn is_chunked(&self, layer: usize) -> bool {
+        let chunked = self.llama4.as_ref().and_then(|l| l.chunked.get(layer));
+        chunked.is_some_and(|on| *on)
     }
 
     /// Width of all query heads together.
@@ -179,12 +265,79 @@ impl Config {
 
     /// Number of weights, biases not counted.
     pub fn parameters(&self) -> u64 {
-        let (d, f) = (self.hidden as u128, self.ffn as u128);
+        self.weights(|e| e.count)
+    }
+
+    /// Number of weights that a token goes through: of the experts only those used.
+    pub fn parameters_used(&self) -> u64 {
+        self.weights(|e| e.used)
+    }
+
+    fn weights(&self, experts: impl Fn(&Experts) -> usize) -> u64 {
+        let d = self.hidden as u128;
         let (q, kv) = (self.q_dim() as u128, self.kv_dim() as u128);
-        let block = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d;
+        let learned = self.arch == Arch::Opt;
+        let matrices = if learned { 2 } else { 3 };
+        let mlp = |layer: usize| match self.experts_of(layer) {
+            None => matrices * d * self.ffn as u128,
+            Some(e) => {
+                let all = (experts(e) + usize::from(e.shared)) as u128;
+                d * e.count as u128 + all * 3 * d * e.ffn as u128
+            }
+        };
+        let blocks: u128 = (0..self.layers)
+            .map(|i| 2 * d * q + 2 * d * kv + mlp(i) + 2 * d)
+            .sum();
         let table = self.vocab as u128 * d;
         let head = if self.tied { 0 } else { table };
-        let all = block * self.layers as u128 + d + table + head;
+        let positions = if learned { self.context as u128 * d } else { 0 };
+        let all = blocks + d + table + head + positions;
         u64::try_from(all).unwrap_or(u64::MAX)
+    }
+}
+
+impl Experts {
+    fn check(&self, layers: usize) -> Result<()> {
+        let counts = [
+            ("number of experts", self.count, 65536),
+            ("experts used for a token", self.used, self.count),
+            ("feed-forward size of an expert", self.ffn, MAX_COUNT * 4),
+        ];
+        for (what, n, max) in counts {
+            if n == 0 || n > max {
+                return Err(Error::Config(format!(
+                    "{what} is {n}; it must be 1 to {max}"
+                )));
+            }
+        }
+        of_all_layers("layers with experts", self.layers.len(), layers)
+    }
+}
+
+impl Llama4 {
+    fn check(&self, layers: usize) -> Result<()> {
+        of_all_layers("rotated layers", self.rotates.len(), layers)?;
+        of_all_layers("chunked layers", self.chunked.len(), layers)?;
+        if self.chunk == 0 {
+            return Err(Error::Config("the attention chunk is 0 positions".into()));
+        }
+        match self.temperature {
+            Some(t) if !(t.floor.is_finite() && t.floor > 0.0 && t.scale.is_finite()) => {
+                let (floor, scale) = (t.floor, t.scale);
+                Err(Error::Config(format!(
+                    "attention temperature has steps of {floor} positions and height {scale}"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn of_all_layers(what: &str, n: usize, layers: usize) -> Result<()> {
+    match n == layers {
+        true => Ok(()),
+        false => Err(Error::Config(format!(
+            "the list of {what} has {n} entries for {layers} layers"
+        ))),
     }
 }

@@ -4,6 +4,7 @@
 use kernels::{Activation, RopeLayout};
 use serde_json::Value;
 
+use crate::arch::Arch;
 use crate::config::{Config, RopeConfig, Scaling, Yarn};
 use crate::error::{Error, Result};
 use crate::rope::yarn_mscale;
@@ -35,29 +36,21 @@ impl Config {
     /// Reads a parsed config.json. Head width, number of kv heads, rotary base and biases have
     /// transformers' defaults where the file leaves them out.
     pub fn from_hf(json: &Value) -> Result<Config> {
-        check_architecture(json)?;
-        check_neutral(json)?;
+        match architecture(json)? {
+            Arch::Llama => Config::from_llama(json),
+            Arch::Llama4 => Config::from_llama4(json),
+            Arch::Opt => Config::from_opt(json),
+        }
+    }
+
+    fn from_llama(json: &Value) -> Result<Config> {
+        check_neutral(json, NEUTRAL)?;
         let heads = required(json, "num_attention_heads")?;
         let hidden = required(json, "hidden_size")?;
-        let head_dim = match count(json, "head_dim")? {
-            Some(n) => n,
-            None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
-                return Err(Error::Config(format!(
-                    "hidden_size {hidden} is not a multiple of {heads} heads and head_dim is absent"
-                )));
-            }
-        };
+        let head_dim = head_dim(json, hidden, heads)?;
         let context = count(json, "max_position_embeddings")?.unwrap_or(2048);
-        let flag = |key: &str| match json.get(key) {
-            None | Some(Value::Null) => Ok(false),
-            Some(Value::Bool(b)) => Ok(*b),
-            Some(other) => Err(Error::Config(format!(
-                "`{key}` is {other}, not true or false"
-            ))),
-        };
         Config {
-            arch: "llama".into(),
+            arch: Arch::Llama,
             vocab: required(json, "vocab_size")?,
             hidden,
             layers: required(json, "num_hidden_layers")?,
@@ -65,13 +58,16 @@ impl Config {
             kv_heads: count(json, "num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             ffn: required(json, "intermediate_size")?,
+            experts: None,
             context,
             norm_eps: number(json, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            activation: activation(json)?,
+            activation: activation(json, "hidden_act")?,
             rope: rope(json, head_dim, context)?,
-            attention_bias: flag("attention_bias")?,
-            mlp_bias: flag("mlp_bias")?,
-            tied: flag("tie_word_embeddings")?,
+            llama4: None,
+            attention_bias: flag(json, "attention_bias")?.unwrap_or(false),
+            mlp_bias: flag(json, "mlp_bias")?.unwrap_or(false),
+            norm_affine: true,
+            tied: flag(json, "tie_word_embeddings")?.unwrap_or(false),
             bos: ids(json, "bos_token_id")?.first().copied(),
             eos: ids(json, "eos_token_id")?,
         }
@@ -79,22 +75,48 @@ impl Config {
     }
 }
 
-fn check_architecture(json: &Value) -> Result<()> {
+fn architecture(json: &Value) -> Result<Arch> {
     let model_type = json.get("model_type").and_then(Value::as_str);
     let classes = json.get("architectures").and_then(Value::as_array);
     let class = classes.and_then(|a| a.first()).and_then(Value::as_str);
-    match (class, model_type) {
-        (Some("LlamaForCausalLM"), Some("llama") | None) | (None, Some("llama")) => Ok(()),
-        (Some("LlamaForCausalLM"), Some(other)) => Err(Error::Architecture(other.into())),
-        (Some(other), _) | (None, Some(other)) => Err(Error::Architecture(other.into())),
-        (None, None) => Err(Error::Config(
-            "config.json names neither `architectures` nor `model_type`".into(),
-        )),
+    let unknown = match (class, model_type) {
+        (None, None) => {
+            return Err(Error::Config(
+                "config.json names neither `architectures` nor `model_type`".into(),
+            ));
+        }
+        // A class that is known beside a type that it does not go with.
+        (Some(class), Some(ty)) if Arch::of_hf(Some(class), None).is_some() => ty,
+        (Some(name), _) | (None, Some(name)) => name,
+    };
+    Arch::of_hf(class, model_type).ok_or_else(|| Error::Architecture(unknown.into()))
+}
+
+/// The width of a head: as given, or an equal share of the hidden size.
+pub(crate) fn head_dim(json: &Value, hidden: usize, heads: usize) -> Result<usize> {
+    match count(json, "head_dim")? {
+        Some(n) => Ok(n),
+        None if heads > 0 && hidden.is_multiple_of(heads) => Ok(hidden / heads),
+        None => Err(Error::Config(format!(
+            "hidden_size {hidden} is not a multiple of {heads} heads and head_dim is absent"
+        ))),
     }
 }
 
-fn check_neutral(json: &Value) -> Result<()> {
-    for (key, neutral) in NEUTRAL {
+pub(crate) fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(b)) => Ok(Some(*b)),
+        Some(other) => Err(Error::Config(format!(
+            "`{key}` is {}, not true or false",
+            short(other)
+        ))),
+    }
+}
+
+/// Refuses keys with a value that would change the result.
+pub(crate) fn check_neutral(json: &Value, keys: &[(&str, Option<f64>)]) -> Result<()> {
+    for (key, neutral) in keys {
         let value = match json.get(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Bool(b)) => f64::from(u8::from(*b)),
@@ -110,22 +132,19 @@ fn check_neutral(json: &Value) -> Result<()> {
     Ok(())
 }
 
-fn activation(json: &Value) -> Result<Activation> {
-    match json
-        .get("hidden_act")
-        .map(|v| v.as_str().unwrap_or_default())
-    {
+pub(crate) fn activation(json: &Value, key: &str) -> Result<Activation> {
+    match json.get(key).map(|v| v.as_str().unwrap_or_default()) {
         None | Some("silu" | "swish") => Ok(Activation::Silu),
         Some("gelu") => Ok(Activation::Gelu),
         Some("relu") => Ok(Activation::Relu),
         Some(_) => Err(Error::NotImplemented(format!(
-            "`hidden_act` = {} of config.json",
-            json["hidden_act"]
+            "`{key}` = {} of config.json",
+            short(&json[key])
         ))),
     }
 }
 
-fn rope(json: &Value, head_dim: usize, context: usize) -> Result<RopeConfig> {
+pub(crate) fn rope(json: &Value, head_dim: usize, context: usize) -> Result<RopeConfig> {
     let none = Value::Null;
     let nested = json.get("rope_parameters").filter(|v| !v.is_null());
     let old = json.get("rope_scaling").filter(|v| !v.is_null());
@@ -249,11 +268,11 @@ fn longrope(s: &Value, head_dim: usize, context: usize, original: Option<f64>) -
     })
 }
 
-fn required(json: &Value, key: &str) -> Result<usize> {
+pub(crate) fn required(json: &Value, key: &str) -> Result<usize> {
     count(json, key)?.ok_or_else(|| Error::Config(format!("config.json lacks `{key}`")))
 }
 
-fn count(json: &Value, key: &str) -> Result<Option<usize>> {
+pub(crate) fn count(json: &Value, key: &str) -> Result<Option<usize>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(v) => v
@@ -268,7 +287,7 @@ fn count(json: &Value, key: &str) -> Result<Option<usize>> {
     }
 }
 
-fn number(json: &Value, key: &str) -> Result<Option<f64>> {
+pub(crate) fn number(json: &Value, key: &str) -> Result<Option<f64>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(v) => v
@@ -297,7 +316,7 @@ pub(crate) fn ids(json: &Value, key: &str) -> Result<Vec<u32>> {
 }
 
 /// A value as JSON, cut to a length fit for a message.
-fn short(v: &Value) -> String {
+pub(crate) fn short(v: &Value) -> String {
     let mut s = v.to_string();
     if let Some((at, _)) = s.char_indices().nth(80) {
         s.truncate(at);

@@ -10,7 +10,7 @@ pub enum Error {
     #[error(transparent)]
     Kernels(#[from] kernels::Error),
     /// The architecture is not one that this version computes.
-    #[error("architecture `{0}` is not implemented; this version runs `llama` (LlamaForCausalLM)")]
+    #[error("architecture `{0}` is not implemented; this version runs {known}", known = known())]
     Architecture(String),
     /// A key of the configuration is missing, has the wrong type, or is out of range.
     #[error("model configuration: {0}")]
@@ -46,6 +46,15 @@ pub enum Error {
         /// Tokens that fit.
         have: usize,
     },
+}
+
+/// The architectures, as their files name them.
+fn known() -> String {
+    let names = crate::arch::ARCHITECTURES.iter().map(|a| {
+        let classes: Vec<&str> = a.classes.iter().map(|(class, _)| *class).collect();
+        format!("`{}` ({})", a.name, classes.join(", "))
+    });
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Shorthand for results of this room.

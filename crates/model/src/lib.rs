@@ -5,24 +5,34 @@
 //! prompts, sampling, HTTP. Does no arithmetic on activations of its own: that is `kernels`.
 
 mod adapter;
+mod arch;
 mod batch;
 mod cache;
 mod config;
 mod config_gguf;
 mod config_hf;
+mod config_llama4;
+mod config_opt;
 mod error;
+mod experts;
+mod forward;
 mod llama;
+mod llama4;
+mod names;
+mod opt;
 mod probe;
 mod rope;
 mod shape;
+mod tensors;
 mod weights;
 
 pub use adapter::{Adapter, Target};
+pub use arch::{ARCHITECTURES, About, Arch};
 pub use batch::{Batch, Chunk, ChunkOut, Input, Outputs, Rows};
 pub use cache::{Cache, PAGE, Seq};
-pub use config::{Config, RopeConfig, Scaling, Yarn};
+pub use config::{Config, Experts, Llama4, RopeConfig, Scaling, Temperature, Yarn};
 pub use error::{Error, Result};
-pub use llama::forward;
+pub use forward::forward;
 pub use probe::{At, Probe, Row, Site};
 pub use shape::{Mix, Shape, shapes, synthesize};
 pub use weights::{Weights, open};

@@ -23,9 +23,9 @@ pub enum Site {
     K,
     /// Values `[rows, kv_heads, head_dim]`.
     V,
-    /// Queries after rotation, in the model file's rotary layout `[rows, heads, head_dim]`.
+    /// Queries as they meet keys: after rotation (and norms) where there is one, in the model file's rotary layout `[rows, heads, head_dim]`.
     RotQ,
-    /// Keys after rotation, in the model file's rotary layout `[rows, kv_heads, head_dim]`.
+    /// Keys as they are cached: after rotation (and norms) where there is one, in the model file's rotary layout `[rows, kv_heads, head_dim]`.
     RotK,
     /// Scaled attention scores `[rows, heads, keys]`, one call per chunk, -inf where masked.
     Scores,
@@ -39,15 +39,17 @@ pub enum Site {
     ResidMid,
     /// Normalised input of the MLP `[rows, hidden]`.
     MlpIn,
-    /// Gate projection before the activation `[rows, ffn]`.
+    /// Gate projection before the activation `[rows, ffn]`; without a gate the up projection. Of a
+    /// mixture of experts `[rows, experts used, ffn]`: the router's in the order of its choice, then
+    /// the one that is always used. The next two likewise.
     MlpPre,
-    /// Up projection `[rows, ffn]`.
+    /// Up projection `[rows, ffn]`, in MLPs with a gate.
     MlpPreLinear,
-    /// activation(gate) * up `[rows, ffn]`.
+    /// activation(gate) * up, or activation(up) `[rows, ffn]`.
     MlpPost,
     /// Output of the MLP `[rows, hidden]`.
     MlpOut,
-    /// Router logits of a mixture of experts `[rows, experts]`; no architecture here has one yet.
+    /// Router logits of a mixture of experts `[rows, experts]`, in layers that have one.
     Router,
     /// Residual stream leaving a layer `[rows, hidden]`.
     ResidPost,

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use files::Blob;
 use kernels::{Activation, Kernels, RopeLayout, Type};
 
+use crate::arch::Arch;
 use crate::config::{Config, RopeConfig, Scaling};
 use crate::error::{Error, Result};
-use crate::weights::{Layer, Linear, Weights};
+use crate::weights::{Gated, Layer, Linear, Mlp, Norm, Weights};
 
 /// The dimensions of a released model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,7 +145,7 @@ impl Shape {
         };
         let head_dim = self.hidden / self.heads;
         Config {
-            arch: "llama".into(),
+            arch: Arch::Llama,
             vocab: self.vocab,
             hidden: self.hidden,
             layers: self.layers,
@@ -152,6 +153,7 @@ impl Shape {
             kv_heads: self.kv_heads,
             head_dim,
             ffn: self.ffn,
+            experts: None,
             context: self.context,
             norm_eps: 1e-5,
             activation: Activation::Silu,
@@ -161,8 +163,10 @@ impl Shape {
                 layout: RopeLayout::Interleaved,
                 scaling,
             },
+            llama4: None,
             attention_bias: false,
             mlp_bias: false,
+            norm_affine: true,
             tied: self.tied,
             bos: None,
             eos: Vec::new(),
@@ -357,15 +361,17 @@ pub fn synthesize(shape: &Shape, mix: Mix, kernels: Arc<Kernels>) -> Result<Weig
         let plain = |cols| mix.of(false, i, n, cols);
         let wide = |cols| mix.of(true, i, n, cols);
         layers.push(Layer {
-            attn_norm: ones.clone(),
+            attn_norm: Norm::Rms(ones.clone()),
             q: random(plain(d), q, d)?,
             k: random(plain(d), kv, d)?,
             v: random(wide(d), kv, d)?,
             o: random(plain(q), d, q)?,
-            mlp_norm: ones.clone(),
-            gate: random(plain(d), f, d)?,
-            up: random(plain(d), f, d)?,
-            down: random(wide(f), d, f)?,
+            mlp_norm: Norm::Rms(ones.clone()),
+            mlp: Mlp::Gated(Gated {
+                gate: random(plain(d), f, d)?,
+                up: random(plain(d), f, d)?,
+                down: random(wide(f), d, f)?,
+            }),
         });
     }
     let head = random(fallback(mix.head, d), config.vocab, d)?;
@@ -375,8 +381,9 @@ pub fn synthesize(shape: &Shape, mix: Mix, kernels: Arc<Kernels>) -> Result<Weig
     };
     Ok(Weights {
         embed,
+        positions: None,
         layers,
-        norm: ones,
+        norm: Norm::Rms(ones),
         head,
         rope: config.rope.table(),
         kernels,

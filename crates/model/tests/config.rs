@@ -112,8 +112,8 @@ fn what_would_change_the_result_is_refused_by_name() {
         ),
         (
             "architectures",
-            json!(["Llama4ForCausalLM"]),
-            "Llama4ForCausalLM",
+            json!(["MllamaForConditionalGeneration"]),
+            "MllamaForConditionalGeneration",
         ),
         ("model_type", json!("mllama"), "mllama"),
         ("sliding_window", json!(4096), "sliding_window"),
@@ -223,7 +223,17 @@ mod gguf {
             (
                 "llama.expert_count",
                 Value::from(8u32),
-                "llama.expert_count",
+                "llama.expert_used_count",
+            ),
+            (
+                "llama.expert_used_count",
+                Value::from(2u32),
+                "2 of 0 experts",
+            ),
+            (
+                "llama.expert_gating_func",
+                Value::from(2u32),
+                "llama.expert_gating_func",
             ),
             (
                 "llama.attention.sliding_window",

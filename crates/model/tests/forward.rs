@@ -114,6 +114,47 @@ fn segments_do_not_see_each_other() {
     );
 }
 
+/// Documents packed in one sequence see only themselves, and chunks of positions begin anew.
+#[test]
+fn chunked_attention_counts_positions_of_the_segment() {
+    let w = open("models/llama4_text", Compute::F32);
+    assert_eq!(w.config.llama4.as_ref().unwrap().chunk, 16);
+    let ids: Vec<u32> = (0..40).map(|i| (i * 31 + 5) % 384).collect();
+    let alone = logits(&w, &ids, 99, &mut ());
+    let mut cache = Cache::new(&w.config, KvType::F32, 256).unwrap();
+    let seq = cache.open();
+    let mut feed = |segment: u32, start: u32, ids: &[u32]| {
+        let chunk = Chunk {
+            segment,
+            ..Chunk::tokens(seq, start, ids, Rows::All)
+        };
+        let chunks = vec![chunk];
+        let out = model::forward(&w, &Batch { chunks }, &mut cache, &mut ()).unwrap();
+        out.chunks.into_iter().next().unwrap().logits
+    };
+    feed(0, 0, &IDS[..7]);
+    let packed = [feed(1, 0, &ids[..21]), feed(1, 21, &ids[21..])].concat();
+    assert_eq!(packed, alone);
+}
+
+/// A table of learned positions has an end.
+#[test]
+fn positions_beyond_the_table_are_refused() {
+    let w = open("models/opt", Compute::F32);
+    let mut cache = Cache::new(&w.config, KvType::F32, 64).unwrap();
+    let seq = cache.open();
+    let mut at = |position: u32| {
+        let chunks = vec![Chunk::tokens(seq, position, &[3], Rows::Last)];
+        model::forward(&w, &Batch { chunks }, &mut cache, &mut ()).map(|_| ())
+    };
+    assert_eq!(w.config.context, 128);
+    at(127).unwrap();
+    for position in [128, 129, u32::MAX - 1] {
+        let error = at(position).unwrap_err().to_string();
+        assert!(error.contains("below 128"), "{error}");
+    }
+}
+
 /// Sets one place to a constant.
 struct Write(Site, f32);
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use kernels::{Compute, KvType};
-use model::{Batch, Cache, Chunk, Rows, Site, Weights};
+use model::{Arch, Batch, Cache, Chunk, Rows, Site, Weights};
 
 const N: usize = 80;
 
@@ -19,6 +19,11 @@ const FILES: &[&str] = &[
     "gguf/q256.BF16.gguf",
     "gguf/llama_bias.f32.gguf",
     "models/llama_bf16_sharded",
+    // Other architectures; the first with chunks of 16 positions.
+    "models/llama4_text",
+    "gguf/llama4_text.f32.gguf",
+    "models/opt",
+    "../experts/experts.gguf",
 ];
 
 fn ids(w: &Weights) -> Vec<u32> {
@@ -31,9 +36,10 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
-fn all_sites() -> Vec<Site> {
+/// The places that a model has.
+fn all_sites(w: &Weights) -> Vec<Site> {
     use Site::*;
-    vec![
+    let mut sites = vec![
         Embed,
         ResidPre,
         AttnIn,
@@ -55,7 +61,10 @@ fn all_sites() -> Vec<Site> {
         ResidPost,
         FinalNorm,
         Logits,
-    ]
+    ];
+    sites.extend(w.config.experts.as_ref().map(|_| Router));
+    sites.retain(|s| *s != MlpPreLinear || w.config.arch != Arch::Opt);
+    sites
 }
 
 fn run(
@@ -116,7 +125,7 @@ fn probes_do_not_change_bits() {
         let ids = ids(w);
         let want = run(w, ty, &ids, N, &mut ());
         for chunk in [N, 7] {
-            let mut probe = Capture::of(&all_sites());
+            let mut probe = Capture::of(&all_sites(w));
             assert!(
                 run(w, ty, &ids, chunk, &mut probe) == want,
                 "{what}: all sites, chunks of {chunk}"
@@ -128,7 +137,7 @@ fn probes_do_not_change_bits() {
                     .map(|k| k.0)
                     .collect::<std::collections::BTreeSet<_>>()
                     .len(),
-                all_sites().len()
+                all_sites(w).len()
             );
         }
     });
@@ -145,9 +154,9 @@ fn a_cached_prefix_does_not_change_bits() {
         logits_in_chunks(w, &mut cache, seq, &ids, 9, Rows::All, &mut ());
         for keep in [79, 64, 33, 32, 31, 1] {
             // Other tokens are written behind the prefix first, as another request would.
-            cache.truncate(seq, keep);
+            let keep = cache.truncate(seq, keep);
             logits_in_chunks(w, &mut cache, seq, &[5, 6, 7, 8], 4, Rows::All, &mut ());
-            cache.truncate(seq, keep);
+            assert_eq!(cache.truncate(seq, keep), keep);
             let fork = cache.fork(seq, keep);
             for s in [seq, fork] {
                 let got = bits(&logits_in_chunks(

@@ -5,6 +5,7 @@
 //!
 //! Knows the crate; no other module does.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
@@ -14,6 +15,7 @@ use tokenizers::{
 
 use crate::Error;
 use crate::byte_level::unspell;
+use crate::sequences;
 use crate::spm::{SPACE, byte_of};
 use crate::tokenizer::{Algorithm, Parts, Special, Tokenizer};
 use crate::vocab::{Kind, MAX_TOKENS, Vocab};
@@ -27,6 +29,8 @@ pub(crate) struct Json {
     inner: Inner,
     /// The added tokens once more, set to leave special ones in the text.
     plain: AddedVocabulary,
+    /// Sequences are marked for the pre-tokenizer, as Galactica's is made for.
+    marks_sequences: bool,
 }
 
 impl std::fmt::Debug for Json {
@@ -60,9 +64,13 @@ impl Json {
             Special::Parse => self.inner.get_added_vocabulary(),
             Special::Text => &self.plain,
         };
+        let text = match self.marks_sequences {
+            true => sequences::mark(text),
+            false => Cow::Borrowed(text),
+        };
         // The crate panics on some files that it loads; nothing of ours is half-changed when it does.
         let run = AssertUnwindSafe(|| -> tokenizers::Result<()> {
-            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), &text);
             if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
@@ -113,8 +121,14 @@ impl Tokenizer {
         inner.with_padding(None);
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
-        let vocab = vocab(&inner, spelling)?;
-        let json = Json { inner, plain };
+        let marks_sequences = sequences::are_marked(&outline.pre_tokenizer);
+        let is_text = |tag: &str| marks_sequences && sequences::is_text(tag);
+        let vocab = vocab(&inner, spelling, is_text)?;
+        let json = Json {
+            inner,
+            plain,
+            marks_sequences,
+        };
         let bos = added_in_front(&json, &vocab);
         Tokenizer::assemble(Parts {
             algorithm: Algorithm::Json(Box::new(json)),
@@ -134,6 +148,7 @@ impl Tokenizer {
 #[serde(default)]
 struct Outline {
     normalizer: Value,
+    pre_tokenizer: Value,
     decoder: Value,
     model: ModelOutline,
 }
@@ -229,8 +244,12 @@ fn spelling(decoder: &Value) -> Result<Spelling, Error> {
     Ok(spelling)
 }
 
-/// Every token's bytes and kind.
-fn vocab(inner: &Inner, spelling: Spelling) -> Result<Vocab, Error> {
+/// Every token's bytes and kind. `is_text`: which special tokens are part of the text that a model writes.
+fn vocab(
+    inner: &Inner,
+    spelling: Spelling,
+    is_text: impl Fn(&str) -> bool,
+) -> Result<Vocab, Error> {
     let ids = inner.get_vocab(true);
     let count = ids.values().max().map_or(0, |&id| id as usize + 1);
     // Ids may have gaps, but not so that a small file asks for a large table.
@@ -258,7 +277,7 @@ fn vocab(inner: &Inner, spelling: Spelling) -> Result<Vocab, Error> {
             (None, _) => Kind::Unused,
             (Some(token), Some(added)) => {
                 bytes.extend_from_slice(token.as_bytes());
-                if added.special {
+                if added.special && !is_text(token) {
                     Kind::Control
                 } else {
                     Kind::UserDefined

@@ -104,8 +104,69 @@ fn templates_of_llama_cpp() {
     }
 }
 
-/// No row is left out but those of the two formats that no template file exists for: the reference wrote them after
-/// the documented formats, and its README calls a difference there a question.
+/// The two formats that no template file exists for: the reference wrote them after the documented formats.
+#[test]
+fn formats_without_a_file() {
+    let format = |name| text::format(name).unwrap();
+    assert_eq!(holds("llama2", format("llama2")), (13, 0));
+    assert_eq!(holds("llama_guard_3", format("llama-guard-3")), (18, 0));
+}
+
+/// Each version of Llama Guard has its own categories, wrapping and wording.
+#[test]
+fn llama_guards_of_all_versions() {
+    let render = |name: &str, messages: &str| {
+        let template = ChatTemplate::new(text::format(name).unwrap(), "<s>", "</s>").unwrap();
+        let messages: Value = serde_json::from_str(messages).unwrap();
+        template.render(messages.as_array().unwrap(), &plain())
+    };
+    let asked = r#"[{"role": "user", "content": "Hi"}]"#;
+    let answered = r#"[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]"#;
+    for (name, begin, first, end) in [
+        (
+            "llama-guard-1",
+            "<s>[INST] Task: Check if there is unsafe content in 'User' messages",
+            "\nO1: Violence and Hate.\nO2: Sexual Content.\n",
+            "for User in the above conversation:\n- First line must read 'safe' or 'unsafe'.\n- If unsafe, a second line \
+             must include a comma-separated list of violated categories. [/INST]",
+        ),
+        (
+            "llama-guard-2",
+            "<s>[INST] Task: Check",
+            "\nS4: Child Exploitation.\nS5: Specialized Advice.\n",
+            "for ONLY THE LAST User message in the above conversation:\n - First line must read 'safe' or 'unsafe'.\n \
+             - If unsafe, a second line must include a comma-separated list of violated categories. [/INST]",
+        ),
+    ] {
+        let text = render(name, asked).unwrap();
+        assert!(
+            text.starts_with(begin) && text.contains(first) && text.ends_with(end),
+            "{text}"
+        );
+        let text = render(name, answered).unwrap();
+        assert!(
+            text.contains("unsafe content in 'Agent' messages"),
+            "{text}"
+        );
+        assert!(
+            text.contains("User: Hi\n\nAgent: Ho\n\n<END CONVERSATION>"),
+            "{text}"
+        );
+    }
+    for name in ["llama-guard-1", "llama-guard-2", "llama-guard-3", "llama2"] {
+        assert!(text::formats().any(|n| n == name));
+        for wrong in [
+            r#"[{"role": "assistant", "content": "Ho"}]"#,
+            r#"[{"role": "user", "content": "Hi"}, {"role": "user", "content": "Ho"}]"#,
+            r#"[{"role": "user", "content": "Hi"}, {"role": "tool", "content": "Ho"}]"#,
+        ] {
+            render(name, wrong).unwrap_err();
+        }
+    }
+    render("llama-guard-3", "[]").unwrap_err();
+}
+
+/// No row is left out.
 #[test]
 fn every_row_has_its_test() {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -114,18 +175,18 @@ fn every_row_has_its_test() {
             .entry(row["template"].as_str().unwrap().to_string())
             .or_default() += 1;
     }
-    let without_a_template = counts.remove("llama2").zip(counts.remove("llama_guard_3"));
-    assert_eq!(without_a_template, Some((13, 18)));
     let tested = [
         ("chatml", 38),
         ("deepseek_r1_llama", 38),
         ("functionary_3_1", 38),
         ("hermes2pro", 10),
         ("hermes3", 10),
+        ("llama2", 13),
         ("llama3", 38),
         ("llama3_1", 48),
         ("llama3_2", 48),
         ("llama3_3", 48),
+        ("llama_guard_3", 18),
         ("smollm2", 38),
         ("tiny_chatml", 38),
     ];

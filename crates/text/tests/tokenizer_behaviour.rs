@@ -360,3 +360,54 @@ fn ten_megabytes_without_a_space() {
         );
     }
 }
+
+/// A tokenizer built as Galactica's is: the sequences between two tags go character by character,
+/// what else stands in square brackets is one token where tags are parsed.
+#[test]
+fn galacticas_sequences_go_character_by_character() {
+    let tags = [
+        "[START_SMILES]",
+        "[END_SMILES]",
+        "[START_REF]",
+        "[END_REF]",
+        "<work>",
+        "</s>",
+    ];
+    let added: Vec<_> = (4..)
+        .zip(tags)
+        .map(|(id, tag)| {
+            serde_json::json!({
+                "id": id, "content": tag, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            })
+        })
+        .collect();
+    let marker = ["SPL", "1T-TH", "1S-Pl3A5E"].concat();
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": added, "normalizer": null, "post_processor": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"String": marker}, "behavior": "Removed", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {
+            "type": "BPE", "vocab": {"C": 0, "O": 1, "CC": 2, "Ġ": 3}, "merges": ["C C"],
+        },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    let ids = |text: &str| tokenizer.encode(text, Special::Parse).unwrap();
+    assert_eq!(ids("CCO"), [2, 1]);
+    let molecule = ids("CC [START_SMILES]CCO[END_SMILES]CC");
+    assert_eq!(molecule, [2, 3, 4, 0, 0, 1, 5, 2]);
+    // Tags are part of what the model writes; the end of a document is not.
+    let text = tokenizer.decode(&[&molecule[..], &[9]].concat(), false);
+    assert_eq!(text, b"CC [START_SMILES]CCO[END_SMILES]CC");
+    let typed = tokenizer.encode("[START_REF]", Special::Text).unwrap();
+    assert!(!typed.contains(&6), "{typed:?}");
+    assert_eq!(
+        ids("[START_SMILES]CC"),
+        [4, 2],
+        "as long as it does not end"
+    );
+    assert_eq!(ids("CC[START_REF]CC[END_REF]<work>"), [2, 6, 2, 7, 8]);
+}

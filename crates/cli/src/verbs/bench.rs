@@ -411,7 +411,7 @@ impl<'a> Bench<'a> {
         let c = &self.subject.weights.config;
         let table = (c.vocab * c.hidden) as f64;
         let tables = if c.tied { table } else { 2.0 * table };
-        let blocks = c.parameters() as f64 - tables;
+        let blocks = c.parameters_used() as f64 - tables;
         2.0 * (blocks + table / n as f64)
     }
 

@@ -83,3 +83,84 @@ fn without_dummy_space(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
         false => Ok(tokenizer.encode(text, Special::Text)?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use files::gguf::{Array, Metadata, Strings};
+
+    /// Pieces behind the 256 bytes, which begin at 3, as in Llama 2's vocabulary.
+    const PIECES: [&str; 13] = [
+        "▁", "☺", "a", "b", "▁a", "ab", "▁b", "▁ab", "\n", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>",
+    ];
+
+    fn id(piece: &str) -> u32 {
+        let place = PIECES.iter().position(|p| *p == piece);
+        259 + place.expect("a piece of the list") as u32
+    }
+
+    /// A vocabulary laid out as Code Llama's is, with or without its marks.
+    fn tokenizer(marks: bool) -> Tokenizer {
+        let pieces = &PIECES[..if marks { PIECES.len() } else { 9 }];
+        let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
+        let first = ["<unk>", "<s>", "</s>"].map(String::from);
+        let rest = pieces.iter().map(|p| p.to_string());
+        let tokens: Vec<String> = first.into_iter().chain(bytes).chain(rest).collect();
+        let kind = |i: usize| match i {
+            0 => 2,
+            1 | 2 | 268.. => 3,
+            3..259 => 6,
+            _ => 1,
+        };
+        let places = 0..tokens.len();
+        let scores = places.clone().map(|i| 259.0 - i.max(259) as f32);
+        let texts: Strings = tokens.iter().map(String::as_str).collect();
+        let mut m = Metadata::new();
+        m.set("tokenizer.ggml.model", "llama");
+        m.set("tokenizer.ggml.tokens", Array::String(texts));
+        m.set("tokenizer.ggml.scores", Array::F32(scores.collect()));
+        let kinds = Array::I32(places.map(kind).collect());
+        m.set("tokenizer.ggml.token_type", kinds);
+        Tokenizer::from_gguf(&m).expect("a sound vocabulary")
+    }
+
+    /// The sequences of Code Llama's reference code (`infilling_prompt_tokens`, prefix first): begin
+    /// of text, PRE, the prefix as a text, SUF, the suffix without the space before a text, MID.
+    #[test]
+    fn code_llamas_prompts_are_those_of_its_reference_code() {
+        let t = tokenizer(true);
+        let (pre, suf, mid) = (id("▁<PRE>"), id("▁<SUF>"), id("▁<MID>"));
+        for (prefix, suffix, want) in [
+            ("a", "ab", vec![1, pre, id("▁a"), suf, id("ab"), mid]),
+            ("ab", " b", vec![1, pre, id("▁ab"), suf, id("▁b"), mid]),
+            ("", "", vec![1, pre, suf, mid]),
+            ("", "\nab", vec![1, pre, suf, id("\n"), id("ab"), mid]),
+            (
+                " a\n",
+                "",
+                vec![1, pre, id("▁"), id("▁a"), id("\n"), suf, mid],
+            ),
+            // What a user types is no mark.
+            (
+                "a",
+                "<",
+                vec![1, pre, id("▁a"), suf, 3 + u32::from(b'<'), mid],
+            ),
+        ] {
+            let (ids, end) = prompt(&t, prefix, suffix).expect("the marks are there");
+            assert_eq!(ids, want, "{prefix:?} {suffix:?}");
+            assert_eq!(end, [id("▁<EOT>")]);
+        }
+        assert!(t.eog().contains(&id("▁<EOT>")));
+        assert!(prompt(&tokenizer(false), "a", "b").is_err());
+    }
+
+    /// The middle goes on where the prefix ends: its first space is one.
+    #[test]
+    fn the_middle_keeps_its_first_space() {
+        let t = tokenizer(true);
+        let (prompt, _) = prompt(&t, "a", "").expect("the marks are there");
+        let mut decoder = text::Decoder::after(&t, &prompt);
+        assert_eq!(decoder.push(id("▁b")), " b");
+    }
+}

@@ -123,7 +123,7 @@ pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
 impl Chat {
     fn open(args: &RunArgs, model: Option<&str>) -> Result<Chat> {
         let (loaded, tokenizer) = load::weights_and_tokenizer(model, &args.load)?;
-        let template = load::template_of(&loaded.path, &tokenizer)?;
+        let template = load::template_of(&loaded.path, &tokenizer, args.template.as_deref())?;
         let draft = args.draft.draft.as_deref();
         let session = load::session_with_draft(&loaded, &tokenizer, draft, &args.load)?;
         let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;

@@ -160,7 +160,7 @@ fn prompt_ids(
         // The text is the model's whole input: marks of a template written by hand are meant.
         return Ok((tokenizer.encode_prompt(prompt, Special::Parse)?, Vec::new()));
     }
-    let template = load::template_of(&loaded.path, tokenizer)?;
+    let template = load::template_of(&loaded.path, tokenizer, args.template.as_deref())?;
     let system = args.system.iter().map(|text| chat::system(text.as_str()));
     let messages: Vec<Value> = system.chain([chat::user(prompt)]).collect();
     Ok((

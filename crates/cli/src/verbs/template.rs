@@ -31,7 +31,7 @@ pub fn run(args: &TemplateArgs) -> Result<()> {
     let bos = token(args.bos_token.as_ref(), tokenizer, Tokenizer::bos);
     let eos = token(args.eos_token.as_ref(), tokenizer, Tokenizer::eos);
     let source = match (&args.template, &model) {
-        (Some(file), _) => crate::input::text(file)?,
+        (Some(typed), _) => load::template_named(typed)?,
         (None, Some((_, path))) => load::template_source(path, options.tools.is_some())?,
         (None, None) => return Err(text::Error::NoTemplate.into()),
     };

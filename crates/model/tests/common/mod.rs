@@ -25,7 +25,7 @@ pub fn open(name: &str, compute: Compute) -> Weights {
     model::open(&fixture(name), kernels(compute, 2)).unwrap()
 }
 
-/// Folders of `models/` that are LlamaForCausalLM.
+/// Folders of `models/` that are LlamaForCausalLM, each with an F32 conversion to GGUF.
 pub const MODELS: &[&str] = &[
     "llama1",
     "llama2_gqa",
@@ -37,6 +37,15 @@ pub const MODELS: &[&str] = &[
     "llama_bias",
     "llama_head_dim",
 ];
+
+/// Folders of `models/` of other architectures. llama.cpp reads no OPT, and gives Llama 4's chunks
+/// another length than the checkpoint does.
+pub const OTHERS: &[&str] = &["llama4_text", "opt", "galactica"];
+
+/// All folders.
+pub fn all_models() -> impl Iterator<Item = &'static str> {
+    MODELS.iter().chain(OTHERS).copied()
+}
 
 /// Expected tensors of a file.
 pub struct Expected(pub Tensors);

@@ -40,6 +40,8 @@ struct Report {
     kv_heads: usize,
     head_dim: usize,
     ffn: usize,
+    /// `None` if no layer has any.
+    experts: Option<Experts>,
     tied: bool,
     rope: Rope,
     /// Tokens of the vocabulary; `None` if the model brings no tokenizer that Puna reads.
@@ -47,6 +49,17 @@ struct Report {
     /// The chat template's text.
     template: Option<String>,
     memory: Plan,
+}
+
+/// The mixtures of experts.
+#[derive(Serialize)]
+struct Experts {
+    count: usize,
+    used: usize,
+    ffn: usize,
+    /// One more that is always used.
+    shared: bool,
+    layers: usize,
 }
 
 #[derive(Serialize)]
@@ -99,7 +112,7 @@ fn look(found: Resolved) -> Result<Report> {
     let c = &weights.config;
     Ok(Report {
         format,
-        architecture: c.arch.clone(),
+        architecture: c.arch.name().into(),
         parameters: parameters(&tensors),
         tensors: tensors.len(),
         types: weights
@@ -118,10 +131,20 @@ fn look(found: Resolved) -> Result<Report> {
         kv_heads: c.kv_heads,
         head_dim: c.head_dim,
         ffn: c.ffn,
+        experts: c.experts.as_ref().map(|e| Experts {
+            count: e.count,
+            used: e.used,
+            ffn: e.ffn,
+            shared: e.shared,
+            layers: e.layers.iter().filter(|on| **on).count(),
+        }),
         tied: c.tied,
         rope: Rope {
             theta: c.rope.theta,
-            scaling: scaling(&c.rope.scaling),
+            scaling: match c.rope.dim {
+                0 => "none: positions are learned",
+                _ => scaling(&c.rope.scaling),
+            },
         },
         tokenizer: tokenizer.as_ref().map(Vocabulary::of),
         template: template.map(|t| t.source().to_owned()),
@@ -190,7 +213,7 @@ fn words(path: &Path) -> (Option<Tokenizer>, Option<ChatTemplate>) {
     let template = tokenizer
         .as_ref()
         .ok()
-        .map(|tokenizer| load::template_of(path, tokenizer));
+        .map(|tokenizer| load::template_of(path, tokenizer, None));
     for error in [
         tokenizer.as_ref().err(),
         template.as_ref().and_then(|t| t.as_ref().err()),
@@ -271,6 +294,20 @@ fn describe(r: &Report) -> String {
             }
         ),
     ];
+    if let Some(e) = &r.experts {
+        lines.push(format!(
+            "experts       {} of {}{} in {} layers, ffn {}",
+            e.used,
+            e.count,
+            if e.shared {
+                " and one that is always used"
+            } else {
+                ""
+            },
+            e.layers,
+            e.ffn
+        ));
+    }
     lines.push(match &r.tokenizer {
         None => "tokenizer     none that Puna reads".into(),
         Some(t) => {

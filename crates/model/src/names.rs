@@ -1,0 +1,157 @@
+//! What formats call the tensors of a model, as tables.
+
+/// The names of one format and architecture, without `.weight` and `.bias`.
+pub(crate) struct Names {
+    /// Before all names (the head's may go without), if the file has the embedding table under such
+    /// a name.
+    pub(crate) prefix: &'static str,
+    pub(crate) embed: &'static str,
+    /// Learned positions.
+    pub(crate) positions: Option<&'static str>,
+    pub(crate) norm: &'static str,
+    pub(crate) head: &'static str,
+    /// Before the layer number.
+    pub(crate) block: &'static str,
+    /// attn_norm, q, k, v, o, mlp_norm, gate, up, down
+    pub(crate) parts: [&'static str; 9],
+    pub(crate) experts: Option<ExpertNames>,
+    /// Whole names that are read elsewhere or change nothing.
+    pub(crate) extra: &'static [&'static str],
+    /// Ends of names that change nothing.
+    pub(crate) ignored: &'static [&'static str],
+    /// Beginnings of the names of other models in the file, which texts do not go through.
+    pub(crate) aside: &'static [&'static str],
+    /// Whether a biased block may leave out the bias of single projections.
+    pub(crate) bias_optional: bool,
+}
+
+/// The names of a mixture of experts.
+pub(crate) struct ExpertNames {
+    pub(crate) router: &'static str,
+    /// gate, up, down of the expert that is always used
+    pub(crate) shared: [&'static str; 3],
+    pub(crate) stack: Stack,
+}
+
+/// How the experts of a layer lie in the file.
+pub(crate) enum Stack {
+    /// gate, up, down, each `[experts, out, in]`.
+    Apart([&'static str; 3]),
+    /// gate and up in one, and down, each `[experts, in, out]`; names that are whole.
+    Fused([&'static str; 2]),
+}
+
+/// llama.cpp's `gguf-py` constants for the architectures `llama` and `llama4`.
+pub(crate) const GGUF: Names = Names {
+    prefix: "",
+    embed: "token_embd",
+    positions: None,
+    norm: "output_norm",
+    head: "output",
+    block: "blk.",
+    parts: [
+        "attn_norm",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_norm",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    ],
+    experts: Some(ExpertNames {
+        router: "ffn_gate_inp",
+        shared: ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
+        stack: Stack::Apart(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]),
+    }),
+    extra: &[
+        "rope_freqs.weight",
+        "rope_factors_short.weight",
+        "rope_factors_long.weight",
+    ],
+    ignored: &[".attn_rot_embd.weight"],
+    aside: &[],
+    bias_optional: true,
+};
+
+/// transformers' LlamaForCausalLM.
+pub(crate) const HF: Names = Names {
+    prefix: "",
+    embed: "model.embed_tokens",
+    positions: None,
+    norm: "model.norm",
+    head: "lm_head",
+    block: "model.layers.",
+    parts: [
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+    experts: None,
+    extra: &[],
+    ignored: &[".self_attn.rotary_emb.inv_freq"],
+    aside: &[],
+    bias_optional: false,
+};
+
+/// transformers' Llama4ForCausalLM, and the text model of Llama4ForConditionalGeneration.
+pub(crate) const HF_LLAMA4: Names = Names {
+    prefix: "language_model.",
+    parts: [
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "feed_forward.gate_proj",
+        "feed_forward.up_proj",
+        "feed_forward.down_proj",
+    ],
+    experts: Some(ExpertNames {
+        router: "feed_forward.router",
+        shared: [
+            "feed_forward.shared_expert.gate_proj",
+            "feed_forward.shared_expert.up_proj",
+            "feed_forward.shared_expert.down_proj",
+        ],
+        stack: Stack::Fused([
+            "feed_forward.experts.gate_up_proj",
+            "feed_forward.experts.down_proj",
+        ]),
+    }),
+    ignored: &[],
+    aside: &["vision_model.", "multi_modal_projector."],
+    ..HF
+};
+
+/// transformers' OPTForCausalLM; early files have no prefix. Whether there are biases, the tensors tell: of Galactica, paper,
+/// configurations and files do not say the same.
+pub(crate) const HF_OPT: Names = Names {
+    prefix: "model.",
+    embed: "decoder.embed_tokens",
+    positions: Some("decoder.embed_positions"),
+    norm: "decoder.final_layer_norm",
+    block: "decoder.layers.",
+    parts: [
+        "self_attn_layer_norm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "final_layer_norm",
+        "",
+        "fc1",
+        "fc2",
+    ],
+    ignored: &[],
+    bias_optional: true,
+    ..HF
+};

@@ -1,0 +1,33 @@
+//! Prompt formats of models that come without a chat template, as templates: data, rendered like
+//! any other.
+//!
+//! Sources: Llama 2's reference code (`llama/generation.py`); the formats that llama-recipes and the
+//! model cards give for Llama Guard, with the names of categories and without their policies. Category
+//! codes mean different things in different versions.
+
+/// (name, template), by name.
+const FORMATS: [(&str, &str); 4] = [
+    (
+        "llama-guard-1",
+        include_str!("../templates/llama-guard-1.jinja"),
+    ),
+    (
+        "llama-guard-2",
+        include_str!("../templates/llama-guard-2.jinja"),
+    ),
+    (
+        "llama-guard-3",
+        include_str!("../templates/llama-guard-3.jinja"),
+    ),
+    ("llama2", include_str!("../templates/llama2.jinja")),
+];
+
+/// The source of the template of this name.
+pub fn format(name: &str) -> Option<&'static str> {
+    FORMATS.iter().find(|(n, _)| *n == name).map(|(_, t)| *t)
+}
+
+/// The names of the formats.
+pub fn formats() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().map(|(name, _)| *name)
+}
