@@ -7,7 +7,8 @@
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
 //! `unpack` (the common form of quantised rows), `activations`, `integers`, `floats` and `matmul`
 //! (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
-//! (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
+//! (threads and memory), `repack` (weights of other
+//! formats), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -29,6 +30,7 @@ pub mod limits;
 mod matmul;
 mod ops;
 mod pool;
+pub mod repack;
 mod roof;
 mod rope;
 mod simd;

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use files::gguf::Gguf;
 use files::hf::HfDir;
+use files::llama2c::{self, Llama2c};
+use files::meta::MetaDir;
 use files::{Blob, Kind, Tensor, Tensors};
 use kernels::{Kernels, Matrix, Rope, Type};
 
 use crate::adapter::Target;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::repack;
 
 /// One weight matrix `[rows, cols]` with its bias: y = W x + b.
 #[derive(Debug, Clone)]
@@ -131,6 +134,28 @@ const HF: Names = Names {
     bias_optional: false,
 };
 
+/// Meta's own checkpoints; llama2.c's tensors are given the same names.
+const META: Names = Names {
+    embed: "tok_embeddings",
+    norm: "norm",
+    head: "output",
+    block: "layers.",
+    parts: [
+        "attention_norm",
+        "attention.wq",
+        "attention.wk",
+        "attention.wv",
+        "attention.wo",
+        "ffn_norm",
+        "feed_forward.w1",
+        "feed_forward.w3",
+        "feed_forward.w2",
+    ],
+    extra: &["rope.freqs"],
+    ignored: &[],
+    bias_optional: false,
+};
+
 /// Opens a model file or directory, told apart by content.
 pub fn open(path: &Path, kernels: Arc<Kernels>) -> Result<Weights> {
     let other = |what: &str| Error::Open {
@@ -140,8 +165,11 @@ pub fn open(path: &Path, kernels: Arc<Kernels>) -> Result<Weights> {
     match files::detect(path)? {
         Kind::Gguf => Weights::from_gguf(&Gguf::open(path)?, kernels),
         Kind::HfDir => Weights::from_hf(&HfDir::open(path)?, kernels),
+        Kind::MetaDir => Weights::from_meta(&MetaDir::open(path)?, kernels),
+        Kind::Llama2c => Weights::from_llama2c(&llama2c::open(path)?, kernels),
         kind => Err(other(&format!(
-            "is {}; this version opens GGUF files and Hugging Face directories",
+            "is {}; this version opens GGUF files, llama2.c checkpoints, and the directories of \
+             Hugging Face and Meta",
             kind.describe()
         ))),
     }
@@ -153,9 +181,24 @@ impl Weights {
         Weights::load(Config::from_gguf(gguf)?, &gguf.tensors, &GGUF, kernels)
     }
 
-    /// The model in a Hugging Face directory. Nothing is copied but norms and biases.
+    /// The model in a Hugging Face directory. Nothing is copied but norms, biases, and matrices that
+    /// are quantised in a way of their own: see `repack`.
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
-        Weights::load(Config::from_hf(&dir.config)?, &dir.tensors, &HF, kernels)
+        let tensors = repack::from_hf(&dir.config, &dir.tensors)?;
+        Weights::load(Config::from_hf(&dir.config)?, &tensors, &HF, kernels)
+    }
+
+    /// The model in a directory of Meta's. Nothing is copied but norms and what [`MetaDir`] joined.
+    pub fn from_meta(dir: &MetaDir, kernels: Arc<Kernels>) -> Result<Weights> {
+        let config = Config::from_meta(&dir.params, &dir.tensors)?;
+        Weights::load(config, &dir.tensors, &META, kernels)
+    }
+
+    /// The model in a llama2.c checkpoint. Nothing is copied but norms and, of version 2, matrices.
+    pub fn from_llama2c(file: &Llama2c, kernels: Arc<Kernels>) -> Result<Weights> {
+        let config = Config::from_llama2c(&file.config)?;
+        let tensors = repack::from_llama2c(file.config.group, &file.tensors)?;
+        Weights::load(config, &tensors, &META, kernels)
     }
 
     fn load(
