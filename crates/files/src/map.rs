@@ -103,6 +103,11 @@ impl Blob {
         &self.owner.path
     }
 
+    /// Whether the bytes are a view of a file, which takes no memory of its own.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.owner.bytes, Bytes::Map(_))
+    }
+
     /// Where the bytes begin, counted from the start of the file or vector that they come from.
     pub fn offset(&self) -> usize {
         self.start

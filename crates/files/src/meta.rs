@@ -97,6 +97,22 @@ impl MetaDir {
     }
 }
 
+/// At most so many bytes are put together when the directory is opened: all of them, if the weights
+/// lie in several parts.
+///
+/// # Errors
+/// As for [`MetaDir::open`], as far as the names of the files go.
+pub fn joined_bytes(dir: impl AsRef<Path>) -> Result<u64, Error> {
+    let files = weights(dir.as_ref())?;
+    let mut bytes = 0;
+    for file in files.iter().filter(|_| files.len() > 1) {
+        bytes += std::fs::metadata(file)
+            .map_err(|e| Error::io(file, e))?
+            .len();
+    }
+    Ok(bytes)
+}
+
 /// The files of the weights, in the order of their parts.
 fn weights(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let part = |n: usize| dir.join(format!("consolidated.{n:02}.pth"));

@@ -271,6 +271,16 @@ impl Weights {
             .sum()
     }
 
+    /// Bytes of weight matrices that are in memory already, because they were joined or repacked
+    /// when the model was opened. The others are views of files.
+    pub fn bytes_held(&self) -> u64 {
+        let blocks = self.layers.iter().flat_map(Layer::matrices);
+        let head = (!self.config.tied).then_some(&self.head);
+        let all = blocks.chain([&self.embed]).chain(head);
+        let held = all.filter(|l| !l.data.is_mapped());
+        held.map(|l| l.data.len() as u64).sum()
+    }
+
     /// Bytes of weights that decoding one token reads: everything but the embedding table, which
     /// counts only where it is the head too.
     pub fn bytes_per_token(&self) -> u64 {

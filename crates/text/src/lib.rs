@@ -19,6 +19,7 @@ mod find;
 mod gguf;
 mod guard;
 mod hf_json;
+mod llama2c;
 mod merge;
 mod methods;
 mod open;

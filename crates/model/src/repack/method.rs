@@ -33,6 +33,16 @@ pub(super) struct Groups {
     pub(super) unordered: bool,
 }
 
+impl Groups {
+    /// Whether every block of a storage type lies inside a group.
+    pub(super) fn in_blocks(&self) -> bool {
+        !self.unordered
+            && self
+                .size
+                .is_none_or(|size| size.is_multiple_of(kernels::repack::PACKED))
+    }
+}
+
 /// Keys of a `quantization_config` with all the values that change nothing here. `*` stands for any.
 type Accepted = [(&'static str, &'static [&'static str])];
 

@@ -53,6 +53,17 @@ pub(crate) fn from_hf(config: &Value, tensors: &Tensors) -> Result<Tensors> {
     Ok(Tensors::new(list)?)
 }
 
+/// How many bits a number may take when a checkpoint's matrices are repacked; `None` if the
+/// config.json names no quantisation.
+pub(crate) fn may_widen(config: &Value) -> Result<Option<u32>> {
+    Ok(match Method::of(config)? {
+        Method::None => None,
+        // Blocks of 8-bit integers with their scales, unless the scales do not fit.
+        Method::Gptq(how) | Method::Awq(how) if how.in_blocks() => Some(9),
+        _ => Some(32),
+    })
+}
+
 /// The tensors of a llama2.c checkpoint, those of version 2 repacked.
 pub(crate) fn from_llama2c(group: Option<usize>, tensors: &Tensors) -> Result<Tensors> {
     let Some(group) = group else {
