@@ -167,6 +167,10 @@ pub fn open(path: &Path, kernels: Arc<Kernels>) -> Result<Weights> {
         Kind::HfDir => Weights::from_hf(&HfDir::open(path)?, kernels),
         Kind::MetaDir => Weights::from_meta(&MetaDir::open(path)?, kernels),
         Kind::Llama2c => Weights::from_llama2c(&llama2c::open(path)?, kernels),
+        Kind::TorchZip => Err(other(
+            "is a PyTorch checkpoint without its configuration; give the directory that has \
+             params.json or config.json beside it",
+        )),
         kind => Err(other(&format!(
             "is {}; this version opens GGUF files, llama2.c checkpoints, and the directories of \
              Hugging Face and Meta",
@@ -184,7 +188,7 @@ impl Weights {
     /// The model in a Hugging Face directory. Nothing is copied but norms, biases, and matrices that
     /// are quantised in a way of their own: see `repack`.
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
-        let tensors = repack::from_hf(&dir.config, &dir.tensors)?;
+        let tensors = repack::from_hf(&dir.config, &dir.tensors, kernels.threads())?;
         Weights::load(Config::from_hf(&dir.config)?, &tensors, &HF, kernels)
     }
 
@@ -197,7 +201,7 @@ impl Weights {
     /// The model in a llama2.c checkpoint. Nothing is copied but norms and, of version 2, matrices.
     pub fn from_llama2c(file: &Llama2c, kernels: Arc<Kernels>) -> Result<Weights> {
         let config = Config::from_llama2c(&file.config)?;
-        let tensors = repack::from_llama2c(file.config.group, &file.tensors)?;
+        let tensors = repack::from_llama2c(file.config.group, &file.tensors, kernels.threads())?;
         Weights::load(config, &tensors, &META, kernels)
     }
 

@@ -252,15 +252,40 @@ fn ways_to_quantise_that_are_not_known() {
 /// Scales say by their shapes what a config.json leaves open.
 #[test]
 fn small_floats_need_no_quantization_config() {
-    for name in ["fp8-tensor", "fp8-row", "fp8-powers"] {
+    for (name, q) in [
+        ("fp8-tensor", Value::Null),
+        ("fp8-row", Value::Null),
+        ("fp8-powers", Value::Null),
+        (
+            "fp8-tensor",
+            json!({"quant_method": "modelopt", "quant_algo": "FP8"}),
+        ),
+    ] {
         let mut dir = folder(name);
-        dir.config["quantization_config"] = Value::Null;
+        dir.config["quantization_config"] = q;
         let w = Weights::from_hf(&dir, kernels(Compute::F32, 1)).unwrap();
         let expected = Expected::open(&format!("../formats/{name}/expected.safetensors"));
         let ids = expected.ids("seq0.input_ids");
         let got = logits(&w, &ids, ids.len(), &mut ());
         assert_close(name, &got, &expected.f32("seq0.logits"), 2e-4, 1e-4);
     }
+}
+
+#[test]
+fn llama2c_with_a_scale_that_is_no_number() {
+    let path = fixture("../formats/llama2c-v2-g64/model.bin");
+    let scales = files::llama2c::open(&path).unwrap().tensors;
+    let at = scales.get("output.scales").unwrap().data.offset();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let file = files::llama2c::parse(Blob::from_vec(bytes)).unwrap();
+    let error = Weights::from_llama2c(&file, kernels(Compute::F32, 2))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("`output.scales`: has NaN as its number 0"),
+        "{error}"
+    );
 }
 
 /// Reads params.json with the tensors of a sound checkpoint.

@@ -14,19 +14,13 @@ use crate::error::Result;
 /// Where in a word the integer of each of its eight columns begins.
 const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
 
-/// Appends what becomes of `t`: a matrix, nothing if it belongs to one, or itself.
-pub(super) fn tensor(
-    how: &Groups,
-    tensors: &Tensors,
-    t: &Tensor,
-    to: &mut Vec<Tensor>,
-) -> Result<()> {
+/// What becomes of `t`: a matrix, nothing if it belongs to one, or itself.
+pub(super) fn tensor(how: &Groups, tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
     if let Some(stem) = t.name.strip_suffix(".qweight") {
-        to.push(matrix(how, tensors, t, stem)?);
-    } else if !is_side(tensors, t, &[".qzeros", ".scales"]) && !is_empty_bias(tensors, t) {
-        to.push(t.clone());
+        return matrix(how, tensors, t, stem).map(Some);
     }
-    Ok(())
+    let part = is_side(tensors, t, &[".qzeros", ".scales"]) || is_empty_bias(tensors, t);
+    Ok((!part).then(|| t.clone()))
 }
 
 fn matrix(how: &Groups, tensors: &Tensors, t: &Tensor, stem: &str) -> Result<Tensor> {

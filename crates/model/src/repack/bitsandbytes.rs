@@ -32,16 +32,14 @@ const SIDES: [&str; 6] = [
 /// The largest `quant_state`: 300 bytes are usual.
 const MAX_STATE: usize = 64 << 10;
 
-/// Appends what becomes of `t`: a matrix, nothing if it belongs to one, or itself.
-pub(super) fn four_bit(tensors: &Tensors, t: &Tensor, to: &mut Vec<Tensor>) -> Result<()> {
+/// What becomes of `t`: a matrix, nothing if it belongs to one, or itself.
+pub(super) fn four_bit(tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
     let absmax = |name: &str| tensors.get(&format!("{name}.absmax")).is_some();
-    let of = SIDES.iter().find_map(|side| t.name.strip_suffix(side));
     if absmax(&t.name) {
-        to.push(four_bit_matrix(tensors, t)?);
-    } else if !of.is_some_and(absmax) {
-        to.push(t.clone());
+        return four_bit_matrix(tensors, t).map(Some);
     }
-    Ok(())
+    let of = SIDES.iter().find_map(|side| t.name.strip_suffix(side));
+    Ok((!of.is_some_and(absmax)).then(|| t.clone()))
 }
 
 /// What `quant_state` says.
@@ -129,9 +127,9 @@ fn state(tensors: &Tensors, t: &Tensor) -> Result<State> {
     })
 }
 
-/// Appends what becomes of `t`: a matrix, nothing if it belongs to one, or itself.
-pub(super) fn int8(tensors: &Tensors, t: &Tensor, to: &mut Vec<Tensor>) -> Result<()> {
-    let scales = |stem: &str| tensors.get(&format!("{stem}.SCB"));
+/// What becomes of `t`: a matrix, nothing if it belongs to one, or itself.
+pub(super) fn int8(tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
+    let has = |name: String| tensors.get(&name).is_some();
     if let (Some(stem), Dtype::I8, &[rows, cols]) =
         (t.name.strip_suffix(".weight"), t.dtype, &t.shape[..])
     {
@@ -144,28 +142,18 @@ pub(super) fn int8(tensors: &Tensors, t: &Tensor, to: &mut Vec<Tensor>) -> Resul
             integer: |r: usize, c: usize| i32::from(t.data[r * cols + c].cast_signed()),
             scale: |r: usize, _: usize| scb[r] / 127.0,
         };
-        to.push(matrix.tensor(&t.name)?);
-        return Ok(());
+        return matrix.tensor(&t.name).map(Some);
     }
-    // Other layouts than rows are those of single GPUs; 0 stands for rows.
-    if let Some(stem) = t
-        .name
-        .strip_suffix(".weight_format")
-        .filter(|stem| scales(stem).is_some())
+    if let Some(stem) = t.name.strip_suffix(".weight_format")
+        && has(format!("{stem}.SCB"))
     {
+        // Other layouts than rows are those of single GPUs; 0 stands for rows.
         return match t.data.iter().all(|&b| b == 0) {
-            true => Ok(()),
-            false => Err(wrong(
-                &format!("{stem}.weight_format"),
-                "says that the matrix is not stored by rows",
-            )),
+            true => Ok(None),
+            false => Err(wrong(&t.name, "says that the matrix is not stored by rows")),
         };
     }
-    if t.name
-        .strip_suffix(".SCB")
-        .is_none_or(|stem| tensors.get(&format!("{stem}.weight")).is_none())
-    {
-        to.push(t.clone());
-    }
-    Ok(())
+    let of = t.name.strip_suffix(".SCB");
+    let part = of.is_some_and(|stem| has(format!("{stem}.weight")));
+    Ok((!part).then(|| t.clone()))
 }

@@ -37,15 +37,16 @@ fn table(dtype: Dtype) -> Option<[f32; 256]> {
     }
 }
 
-/// Whether a tensor is a scale of 8-bit floats, or one that is not used.
+/// Whether there are 8-bit floats among the tensors.
+pub(super) fn any(tensors: &Tensors) -> bool {
+    tensors.iter().any(|t| table(t.dtype).is_some())
+}
+
+/// Whether a tensor of a model that has 8-bit floats is a scale of theirs, or one that is not used.
 pub(super) fn is_side(tensors: &Tensors, name: &str) -> bool {
     let weight = SCALES.iter().find_map(|end| name.strip_suffix(end));
     let of = weight.and_then(|weight| tensors.get(weight));
-    if of.is_some_and(|t| table(t.dtype).is_some()) {
-        return true;
-    }
-    // A stem with such a scale must belong to a model that has 8-bit floats at all.
-    UNUSED.iter().any(|end| name.ends_with(end)) && tensors.iter().any(|t| table(t.dtype).is_some())
+    of.is_some_and(|t| table(t.dtype).is_some()) || UNUSED.iter().any(|end| name.ends_with(end))
 }
 
 /// The matrix of 8-bit floats `t`, widened; `None` if it is something else.

@@ -13,19 +13,13 @@ use crate::error::Result;
 
 const SIDES: [&str; 3] = [".qzeros", ".scales", ".g_idx"];
 
-/// Appends what becomes of `t`: a matrix, nothing if it belongs to one, or itself.
-pub(super) fn tensor(
-    how: &Groups,
-    tensors: &Tensors,
-    t: &Tensor,
-    to: &mut Vec<Tensor>,
-) -> Result<()> {
+/// What becomes of `t`: a matrix, nothing if it belongs to one, or itself.
+pub(super) fn tensor(how: &Groups, tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
     if let Some(stem) = t.name.strip_suffix(".qweight") {
-        to.push(matrix(how, tensors, t, stem)?);
-    } else if !is_side(tensors, t, &SIDES) && !is_empty_bias(tensors, t) {
-        to.push(t.clone());
+        return matrix(how, tensors, t, stem).map(Some);
     }
-    Ok(())
+    let part = is_side(tensors, t, &SIDES) || is_empty_bias(tensors, t);
+    Ok((!part).then(|| t.clone()))
 }
 
 /// Whether `t` belongs to a matrix of packed integers.

@@ -5,22 +5,16 @@ use files::{Dtype, Tensor, Tensors};
 use super::{Integers, floats, need};
 use crate::error::Result;
 
-/// Appends what becomes of `t`. `X.weight` I8 [out, in] and `X.scales` F32, one for every `group`
-/// elements, counted through the whole matrix: w[e] = scales[e / group] * q[e]
-pub(super) fn llama2c(
-    group: usize,
-    tensors: &Tensors,
-    t: &Tensor,
-    to: &mut Vec<Tensor>,
-) -> Result<()> {
+/// What becomes of `t`. `X.weight` I8 [out, in] and `X.scales` F32, one for every `group` elements,
+/// counted through the whole matrix: w[e] = scales[e / group] * q[e]
+pub(super) fn llama2c(group: usize, tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
     if t.name.ends_with(".scales") {
-        return Ok(());
+        return Ok(None);
     }
     let (Dtype::I8, Some(stem), &[rows, cols]) =
         (t.dtype, t.name.strip_suffix(".weight"), &t.shape[..])
     else {
-        to.push(t.clone());
-        return Ok(());
+        return Ok(Some(t.clone()));
     };
     let scales = floats(
         need(tensors, &format!("{stem}.scales"))?,
@@ -35,6 +29,5 @@ pub(super) fn llama2c(
         integer: |r: usize, c: usize| i32::from(t.data[r * cols + c].cast_signed()),
         scale: |r: usize, c: usize| scales[(r * cols + c) / group],
     };
-    to.push(matrix.tensor(&t.name)?);
-    Ok(())
+    matrix.tensor(&t.name).map(Some)
 }

@@ -69,8 +69,6 @@ const BITSANDBYTES: &Accepted = &[
     ("bnb_4bit_quant_storage", &["\"uint8\""]),
 ];
 
-const FBGEMM: &Accepted = &[];
-
 const FP8: &Accepted = &[
     ("fmt", &["\"e4m3\"", "\"e5m2\""]),
     ("scale_fmt", &["\"float\""]),
@@ -117,12 +115,16 @@ impl Method {
                     _ => Err(refused("load_in_4bit", q)),
                 }
             }
-            Some("fbgemm_fp8") => accept(FBGEMM).map(|()| Method::Fp8 { block: None }),
+            Some("fbgemm_fp8") => Ok(Method::Fp8 { block: None }),
             Some("fp8") => {
                 accept(FP8)?;
                 let block = block(q)?;
                 Ok(Method::Fp8 { block })
             }
+            Some("modelopt") => match q["quant_algo"] == "FP8" {
+                true => Ok(Method::Fp8 { block: None }),
+                false => Err(refused("quant_algo", q)),
+            },
             Some("compressed-tensors") => {
                 accept(COMPRESSED)?;
                 compressed(q)?;

@@ -22,6 +22,8 @@ mod gptq;
 mod int8;
 mod method;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use files::{Blob, Dtype, Tensor, Tensors};
 use kernels::Type;
 use kernels::repack::{PACKED, integer_type, narrow, pack};
@@ -30,27 +32,26 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use method::Method;
 
-/// The tensors of a Hugging Face checkpoint, those of its `quantization_config` repacked.
-pub(crate) fn from_hf(config: &Value, tensors: &Tensors) -> Result<Tensors> {
-    let mut list = Vec::with_capacity(tensors.len());
+/// The tensors of a Hugging Face checkpoint, those of its `quantization_config` repacked by so many
+/// threads.
+pub(crate) fn from_hf(config: &Value, tensors: &Tensors, threads: usize) -> Result<Tensors> {
     let method = Method::of(config)?;
-    for t in tensors {
+    let small_floats = fp8::any(tensors);
+    each(tensors, threads, |t| {
         if let Some(whole) = fp8::weight(&method, tensors, t)? {
-            list.push(whole);
-            continue;
+            return Ok(Some(whole));
         }
-        if fp8::is_side(tensors, &t.name) {
-            continue;
+        if small_floats && fp8::is_side(tensors, &t.name) {
+            return Ok(None);
         }
         match &method {
-            Method::Gptq(how) => gptq::tensor(how, tensors, t, &mut list)?,
-            Method::Awq(how) => awq::tensor(how, tensors, t, &mut list)?,
-            Method::FourBit => bitsandbytes::four_bit(tensors, t, &mut list)?,
-            Method::Int8 => bitsandbytes::int8(tensors, t, &mut list)?,
-            Method::None | Method::Fp8 { .. } => list.push(t.clone()),
+            Method::Gptq(how) => gptq::tensor(how, tensors, t),
+            Method::Awq(how) => awq::tensor(how, tensors, t),
+            Method::FourBit => bitsandbytes::four_bit(tensors, t),
+            Method::Int8 => bitsandbytes::int8(tensors, t),
+            Method::None | Method::Fp8 { .. } => Ok(Some(t.clone())),
         }
-    }
-    Ok(Tensors::new(list)?)
+    })
 }
 
 /// How many bits a number may take when a checkpoint's matrices are repacked; `None` if the
@@ -64,16 +65,50 @@ pub(crate) fn may_widen(config: &Value) -> Result<Option<u32>> {
     })
 }
 
-/// The tensors of a llama2.c checkpoint, those of version 2 repacked.
-pub(crate) fn from_llama2c(group: Option<usize>, tensors: &Tensors) -> Result<Tensors> {
-    let Some(group) = group else {
-        return Ok(tensors.clone());
-    };
-    let mut list = Vec::with_capacity(tensors.len());
-    for t in tensors {
-        int8::llama2c(group, tensors, t, &mut list)?;
+/// The tensors of a llama2.c checkpoint, those of version 2 repacked by so many threads.
+pub(crate) fn from_llama2c(
+    group: Option<usize>,
+    tensors: &Tensors,
+    threads: usize,
+) -> Result<Tensors> {
+    match group {
+        None => Ok(tensors.clone()),
+        Some(group) => each(tensors, threads, |t| int8::llama2c(group, tensors, t)),
     }
-    Ok(Tensors::new(list)?)
+}
+
+/// What becomes of each tensor, in their order. Threads take one tensor after the other.
+fn each(
+    tensors: &Tensors,
+    threads: usize,
+    become_of: impl Fn(&Tensor) -> Result<Option<Tensor>> + Sync,
+) -> Result<Tensors> {
+    let all: Vec<&Tensor> = tensors.iter().collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(t) = all.get(at) else {
+                return Ok(done);
+            };
+            done.push((at, become_of(t)?));
+        }
+    };
+    let mut list = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own: Result<Vec<_>> = work();
+        let mut list = own?;
+        for other in others {
+            let done = other.join();
+            list.extend(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok::<_, Error>(list)
+    })?;
+    list.sort_unstable_by_key(|(at, _)| *at);
+    Ok(Tensors::new(
+        list.into_iter().filter_map(|(_, t)| t).collect(),
+    )?)
 }
 
 /// An error about one tensor.
