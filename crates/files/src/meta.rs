@@ -36,7 +36,8 @@ pub struct MetaDir {
     pub parts: usize,
     /// The weights, whole.
     pub tensors: Tensors,
-    /// Bytes of tensors that were put together in memory; the others are views of the files.
+    /// Bytes of tensors that were put together in memory, because they are cut by columns. The others
+    /// are views of the files, those that are cut by rows in parts ([`Blob::parts`]).
     pub copied: u64,
 }
 
@@ -226,32 +227,28 @@ fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64)
         cut => *cut == Cut::Columns,
     };
     let n = pieces.len();
-    let shape = if columns {
-        [rows, cols * n]
-    } else {
-        [rows * n, cols]
+    let times = |size: usize| size.checked_mul(n).ok_or("is too large");
+    let tensor = |shape: [usize; 2], data: Blob| {
+        let whole = Tensor::new(first.name.clone(), first.dtype, shape.to_vec(), data);
+        whole.map_err(|e| e.to_string())
     };
+    if !columns {
+        let parts = pieces.iter().map(|piece| piece.data.clone());
+        let whole = tensor([times(rows)?, cols], Blob::join(parts.collect()))?;
+        return Ok((whole, 0));
+    }
     let mut bytes = Vec::new();
-    let total = first.data.len().checked_mul(n).ok_or("is too large")?;
+    let total = times(first.data.len())?;
     bytes
         .try_reserve_exact(total)
         .map_err(|_| "does not fit in memory")?;
-    // A stretch of each piece in turn: a row, or all of it.
-    let step = if columns {
-        first.data.len() / rows.max(1)
-    } else {
-        first.data.len()
-    };
+    // A row of each piece in turn.
+    let step = first.data.len() / rows.max(1);
     for start in (0..first.data.len()).step_by(step.max(1)) {
         for piece in pieces {
             bytes.extend_from_slice(&piece.data[start..start + step]);
         }
     }
-    let whole = Tensor::new(
-        first.name.clone(),
-        first.dtype,
-        shape.to_vec(),
-        Blob::from_vec(bytes),
-    );
-    Ok((whole.map_err(|e| e.to_string())?, total as u64))
+    let whole = tensor([rows, times(cols)?], Blob::from_vec(bytes))?;
+    Ok((whole, total as u64))
 }

@@ -48,4 +48,4 @@ pub use ops::same_bits;
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;
-pub use types::{Matrix, Type};
+pub use types::{MAX_PARTS, Matrix, Type};

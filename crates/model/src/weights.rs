@@ -8,7 +8,7 @@ use files::hf::HfDir;
 use files::llama2c::{self, Llama2c};
 use files::meta::MetaDir;
 use files::{Blob, Kind, Tensor, Tensors};
-use kernels::{Kernels, Matrix, Rope, Type};
+use kernels::{Kernels, MAX_PARTS, Matrix, Rope, Type};
 
 use crate::adapter::Target;
 use crate::config::Config;
@@ -27,18 +27,23 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn new(ty: Type, rows: usize, cols: usize, data: Blob) -> Result<Linear> {
-        Matrix::new(ty, rows, cols, &data)?;
-        Ok(Linear {
+        let linear = Linear {
             ty,
             rows,
             cols,
             data,
             bias: None,
-        })
+        };
+        linear.matrix()?;
+        Ok(linear)
     }
 
     pub(crate) fn matrix(&self) -> Result<Matrix<'_>> {
-        Ok(Matrix::new(self.ty, self.rows, self.cols, &self.data)?)
+        let (ty, rows, cols) = (self.ty, self.rows, self.cols);
+        Ok(match self.data.parts().filter(|p| p.len() <= MAX_PARTS) {
+            Some(parts) => Matrix::in_parts(ty, rows, cols, parts.iter().map(|p| &p[..]))?,
+            None => Matrix::new(ty, rows, cols, &self.data)?,
+        })
     }
 }
 
