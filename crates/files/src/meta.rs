@@ -98,20 +98,30 @@ impl MetaDir {
     }
 }
 
-/// At most so many bytes are put together when the directory is opened: all of them, if the weights
-/// lie in several parts.
+/// At most so many bytes are put together in memory when the directory is opened: what is, or may
+/// be, cut by columns into several parts.
 ///
 /// # Errors
-/// As for [`MetaDir::open`], as far as the names of the files go.
+/// As for [`MetaDir::open`], as far as the parts do not have to fit each other.
 pub fn joined_bytes(dir: impl AsRef<Path>) -> Result<u64, Error> {
     let files = weights(dir.as_ref())?;
     let mut bytes = 0;
     for file in files.iter().filter(|_| files.len() > 1) {
-        bytes += std::fs::metadata(file)
-            .map_err(|e| Error::io(file, e))?
-            .len();
+        let by_columns = |t: &&Tensor| matches!(cut_of(&t.name), Some(Cut::Columns | Cut::Table));
+        let part = torch::open(file)?;
+        let cut = part.iter().filter(by_columns);
+        bytes += cut.map(|t| t.data.len() as u64).sum::<u64>();
     }
     Ok(bytes)
+}
+
+/// How a tensor of this name is cut.
+fn cut_of(name: &str) -> Option<Cut> {
+    let ends = |end: &str| match name.strip_suffix(end) {
+        Some(before) => before.is_empty() || before.ends_with('.') || before.ends_with('_'),
+        None => false,
+    };
+    CUTS.iter().find(|(end, _)| ends(end)).map(|(_, cut)| *cut)
 }
 
 /// The files of the weights, in the order of their parts.
@@ -199,12 +209,7 @@ fn join(dir: &Path, files: &[PathBuf], parts: &[Tensors]) -> Result<(Tensors, u6
 /// A tensor out of its pieces, and the bytes that were copied.
 fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64), String> {
     let first = pieces[0];
-    let ends = |end: &str| {
-        first.name == end
-            || first.name.ends_with(&format!(".{end}"))
-            || end == "norm.weight" && first.name.ends_with("_norm.weight")
-    };
-    let Some((_, cut)) = CUTS.iter().find(|(end, _)| ends(end)) else {
+    let Some(cut) = cut_of(&first.name) else {
         return Err("how its parts make a whole is not known".into());
     };
     if let Some(other) = pieces
@@ -216,7 +221,7 @@ fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64)
             first.dtype, first.shape, other.dtype, other.shape
         ));
     }
-    if *cut == Cut::Whole {
+    if cut == Cut::Whole {
         return Ok((first.clone(), 0));
     }
     let [rows, cols] = first.shape[..] else {
@@ -224,7 +229,7 @@ fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64)
     };
     let columns = match cut {
         Cut::Table => width != Some(&[cols]),
-        cut => *cut == Cut::Columns,
+        cut => cut == Cut::Columns,
     };
     let n = pieces.len();
     let times = |size: usize| size.checked_mul(n).ok_or("is too large");

@@ -102,6 +102,8 @@ fn parts_of_metas_make_a_whole() {
         copied += if is_copied { t.data.len() as u64 } else { 0 };
     }
     assert_eq!(ours.copied, copied);
+    let foreseen = files::meta::joined_bytes(fixture("formats/meta-llama1"));
+    assert_eq!(foreseen.expect("count"), copied);
     let norm = get(&ours.tensors, "norm");
     assert!(norm.data.path().ends_with("consolidated.00.pth"));
 }
@@ -118,6 +120,7 @@ fn one_part_is_not_copied() {
     fs::write(dir.path().join("params.json"), "{}").expect("write");
     let meta = MetaDir::open(dir.path()).expect("open");
     assert_eq!((meta.parts, meta.copied), (1, 0));
+    assert_eq!(files::meta::joined_bytes(dir.path()).expect("count"), 0);
     assert!(meta.tensors.iter().all(|t| t.dtype == Dtype::BF16));
 }
 
