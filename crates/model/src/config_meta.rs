@@ -75,6 +75,12 @@ impl Config {
                 "`{key}` = {value} of params.json"
             )));
         }
+        for key in ["dim", "n_layers", "n_heads"] {
+            if params[key].as_u64().is_none_or(|n| n == 0) {
+                let what = format!("`{key}` of params.json is {}, not a count", params[key]);
+                return Err(Error::Config(what));
+            }
+        }
         let rows = |name: &str| match tensors.get(name).map(|t| &t.shape[..]) {
             Some(&[rows, _]) => Ok(rows),
             Some(shape) => Err(tensor(

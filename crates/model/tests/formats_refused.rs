@@ -359,8 +359,8 @@ fn params_json_that_is_refused() {
         ),
         (json!({"norm_eps": null}), "lacks `norm_eps`"),
         (json!({"rope_theta": "x"}), "`rope_theta`"),
-        (json!({"dim": 0}), "hidden"),
-        (json!({"n_heads": -1}), "num_attention_heads"),
+        (json!({"dim": 0}), "`dim` of params.json is 0"),
+        (json!({"n_heads": -1}), "`n_heads` of params.json is -1"),
         (json!({"n_layers": 1u64 << 40}), "layers"),
     ] {
         let error = meta(change.clone()).unwrap_err();
