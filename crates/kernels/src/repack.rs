@@ -117,9 +117,9 @@ mod tests {
     #[test]
     fn narrow_loses_nothing() {
         for (values, ty) in [
-            ([1.0, -0.5, 1e30], Type::BF16),
+            ([1.0, -0.5, 2f32.powi(100)], Type::BF16),
             ([1.0, -0.0, 1.0 + 1.0 / 1024.0], Type::F16),
-            ([1.0, 0.0, 1e30 + 1e23], Type::F32),
+            ([1.0, 0.0, 1e30], Type::F32),
             ([f32::from_bits(1), 0.0, 1.0], Type::F32),
         ] {
             let (found, bytes) = narrow(&values);
