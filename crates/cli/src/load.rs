@@ -155,6 +155,7 @@ fn place(typed: Option<&str>, args: &LoadArgs) -> Result<(Resolved, Arc<Kernels>
 
 fn open(found: Resolved, kernels: Arc<Kernels>, args: &LoadArgs) -> Result<Loaded> {
     let began = Instant::now();
+    room_to_open(&found.path)?;
     let weights = model::open(&found.path, kernels).map_err(|e| named(&found.path, e))?;
     Ok(Loaded {
         name: found.name,
@@ -164,6 +165,24 @@ fn open(found: Resolved, kernels: Arc<Kernels>, args: &LoadArgs) -> Result<Loade
         cache_type: cache_type(args),
         began,
     })
+}
+
+/// Refuses a model that must be put together in memory, and does not fit there.
+fn room_to_open(path: &Path) -> Result<()> {
+    let need = model::bytes_to_open(path).map_err(|e| named(path, e))?;
+    match available_memory() {
+        Some(free) if need > free => {
+            let what = format!(
+                "{} must be put together in memory: up to {} are needed and {} are free",
+                path.display(),
+                size(need),
+                size(free)
+            );
+            let hint = "weights in GGUF, or in one file of safetensors, are used where they lie";
+            Err(failure(Code::Memory, what, hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Options of the contract that this release cannot do are refused, not passed over.
@@ -276,7 +295,8 @@ fn tokens_that_fit(config: &Config, ty: KvType, bytes: u64) -> Result<usize> {
 /// A session for the loaded model, in a context that fits in memory.
 pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
     let weights = &loaded.weights;
-    let context = context(&weights.config, weights.bytes(), loaded.cache_type, ctx)?;
+    let mapped = weights.bytes() - weights.bytes_held();
+    let context = context(&weights.config, mapped, loaded.cache_type, ctx)?;
     Ok(Session::new(weights.clone(), loaded.cache_type, context)?)
 }
 
@@ -296,8 +316,9 @@ pub fn session_with_draft(
     let asked = args.ctx.unwrap_or(own_weights.config.context);
     let its_context = asked.min(its_weights.config.context);
     let its_bytes = Cache::bytes_for(&its_weights.config, its.cache_type, its_context)?
-        .saturating_add(its_weights.bytes());
-    let mapped = own_weights.bytes().saturating_add(its_bytes);
+        .saturating_add(its_weights.bytes() - its_weights.bytes_held());
+    let own_mapped = own_weights.bytes() - own_weights.bytes_held();
+    let mapped = own_mapped.saturating_add(its_bytes);
     let context = context(&own_weights.config, mapped, loaded.cache_type, args.ctx)?;
     let mut session = Session::new(own_weights.clone(), loaded.cache_type, context)?;
     let its_context = its_context.min(context);
@@ -328,12 +349,12 @@ pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
         Ok(tokenizer) => Ok(tokenizer),
         // The model is there; its tokenizer is not.
         Err(text::Error::Read { source, .. })
-            if path.is_dir() && source.kind() == std::io::ErrorKind::NotFound =>
+            if path.exists() && source.kind() == std::io::ErrorKind::NotFound =>
         {
             Err(failure(
                 Code::Invalid,
                 format!("{} has no tokenizer", path.display()),
-                "put tokenizer.json or tokenizer.model beside config.json",
+                "put tokenizer.json or tokenizer.model (tokenizer.bin for llama2.c) beside the weights",
             ))
         }
         Err(error) => Err(named(path, error)),

@@ -44,6 +44,16 @@ impl<'a> Cursor<'a> {
         self.bytes
     }
 
+    /// Goes to `at`, where `what` is said to be.
+    pub(crate) fn seek(&mut self, at: usize, what: impl Display) -> Result<(), Error> {
+        if at > self.bytes.len() {
+            let what = format!("{what} is said to lie at {at}, beyond {}", self.whole);
+            return Err(self.wrong(self.at, what));
+        }
+        self.at = at;
+        Ok(())
+    }
+
     /// The offset of the next byte.
     pub(crate) fn at(&self) -> usize {
         self.at
@@ -77,6 +87,10 @@ impl<'a> Cursor<'a> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N, what)?);
         Ok(array)
+    }
+
+    pub(crate) fn u16(&mut self, what: impl Display) -> Result<u16, Error> {
+        self.array(what).map(u16::from_le_bytes)
     }
 
     pub(crate) fn u32(&mut self, what: impl Display) -> Result<u32, Error> {

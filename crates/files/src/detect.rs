@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::Error;
+use crate::{Error, llama2c};
 
 /// Bytes of a file that are looked at.
 const HEAD: usize = 64 << 10;
@@ -166,7 +166,7 @@ fn is_safetensors(head: &[u8], len: u64) -> bool {
 /// Version 1 and up have a magic. Version 0 begins with its seven numbers, so a file is one if
 /// they call for exactly its length.
 fn is_llama2c(head: &[u8], len: u64) -> bool {
-    if head.starts_with(&0x616b_3432_u32.to_le_bytes()) {
+    if head.starts_with(&llama2c::MAGIC.to_le_bytes()) {
         return true;
     }
     let Some(config) = head.first_chunk::<28>() else {

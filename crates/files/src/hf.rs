@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{Error, Tensors, json, safetensors};
+use crate::{Error, Tensors, json, safetensors, shards, torch};
 
 /// Limit on `config.json`, `generation_config.json`, `special_tokens_map.json`: a few KB each.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -43,7 +43,8 @@ pub struct HfDir {
     /// The chat template, if it has a file of its own (`chat_template.jinja`, the `default` of a
     /// directory of templates, or `chat_template.json`).
     pub chat_template: Option<String>,
-    /// The weights: `model.safetensors`, or the shards that its index lists.
+    /// The weights: `model.safetensors` or else `pytorch_model.bin`, or the shards that the index of
+    /// one lists.
     pub tensors: Tensors,
 }
 
@@ -60,7 +61,7 @@ impl HfDir {
     /// weights as for [`safetensors::open_all`].
     pub fn open(dir: impl AsRef<Path>) -> Result<HfDir, Error> {
         let mut hf = HfDir::open_without_weights(dir)?;
-        hf.tensors = safetensors::open_all(&hf.path)?;
+        hf.tensors = shards::open_all(&hf.path, &[safetensors::FORMAT, torch::FORMAT])?;
         Ok(hf)
     }
 

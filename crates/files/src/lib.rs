@@ -1,4 +1,5 @@
-//! Model files: GGUF, safetensors and Hugging Face directories, as named tensors over one mmap.
+//! Model files (GGUF, safetensors, PyTorch, llama2.c; directories of Hugging Face and Meta) as named
+//! tensors over one mmap.
 //!
 //! What it is: the room that turns bytes on disk into names, types, shapes and byte ranges, and
 //! back again. A file is mapped once; a [`Tensor`] borrows its range of that map, so that opening
@@ -22,9 +23,15 @@ mod error;
 pub mod gguf;
 pub mod hf;
 mod json;
+pub mod llama2c;
 mod map;
+pub mod meta;
+mod pickle;
 pub mod safetensors;
+mod shards;
 mod tensor;
+pub mod torch;
+mod zip;
 
 pub use detect::{Kind, detect, detect_bytes};
 pub use dtype::Dtype;

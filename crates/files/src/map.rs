@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
@@ -38,6 +38,8 @@ struct Owner {
 enum Bytes {
     Map(Mmap),
     Vec(Vec<u8>),
+    /// Blobs one after the other, put together when all of them are asked for as one slice.
+    Joined(Box<[Blob]>, usize, OnceLock<Vec<u8>>),
 }
 
 impl Blob {
@@ -73,6 +75,35 @@ impl Blob {
         Blob::whole(Bytes::Vec(bytes), Path::new(MEMORY))
     }
 
+    /// The bytes of `parts` one after the other. They are copied when they are first asked for as one
+    /// slice; [`Blob::parts`] shows them without.
+    pub fn join(parts: Vec<Blob>) -> Blob {
+        let path = parts
+            .first()
+            .map_or(Path::new(MEMORY), Blob::path)
+            .to_path_buf();
+        let len = parts.iter().map(Blob::len).sum();
+        Blob::whole(Bytes::Joined(parts.into(), len, OnceLock::new()), &path)
+    }
+
+    /// The parts of a blob that was joined and not cut since.
+    pub fn parts(&self) -> Option<&[Blob]> {
+        match &self.owner.bytes {
+            Bytes::Joined(parts, len, _) if self.len() == *len => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn whole(bytes: Bytes, path: &Path) -> Blob {
         let owner = Owner {
             bytes,
@@ -103,6 +134,17 @@ impl Blob {
         &self.owner.path
     }
 
+    /// Whether the bytes are a view of a file, which takes no memory of its own.
+    pub fn is_mapped(&self) -> bool {
+        match &self.owner.bytes {
+            Bytes::Map(_) => true,
+            Bytes::Vec(_) => false,
+            Bytes::Joined(parts, _, whole) => {
+                whole.get().is_none() && parts.iter().all(Blob::is_mapped)
+            }
+        }
+    }
+
     /// Where the bytes begin, counted from the start of the file or vector that they come from.
     pub fn offset(&self) -> usize {
         self.start
@@ -114,6 +156,7 @@ impl Owner {
         match &self.bytes {
             Bytes::Map(map) => map.len(),
             Bytes::Vec(vec) => vec.len(),
+            Bytes::Joined(_, len, _) => *len,
         }
     }
 }
@@ -125,6 +168,10 @@ impl Deref for Blob {
         let all: &[u8] = match &self.owner.bytes {
             Bytes::Map(map) => map,
             Bytes::Vec(vec) => vec,
+            Bytes::Joined(parts, _, whole) => whole.get_or_init(|| {
+                let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+                parts.concat()
+            }),
         };
         &all[self.start..self.end]
     }
@@ -178,6 +225,27 @@ mod tests {
         let reversed = blob.slice(3..1);
         assert!(reversed.is_none());
         assert_eq!(blob.slice(4..4).expect("empty at the end").len(), 0);
+    }
+
+    #[test]
+    fn joined_blobs_are_copied_when_they_are_read_as_one() {
+        let whole = Blob::from_vec((0..6).collect());
+        let cut = |range| whole.slice(range).expect("inside");
+        let joined = Blob::join(vec![cut(3..5), cut(0..0), cut(1..3)]);
+        assert_eq!((joined.len(), joined.parts().map(<[_]>::len)), (4, Some(3)));
+        let middle = joined.slice(1..3).expect("inside");
+        assert!(middle.parts().is_none());
+        assert_eq!((&*middle, &*joined), (&[4u8, 1][..], &[3u8, 4, 1, 2][..]));
+        assert!(Blob::join(Vec::new()).is_empty());
+
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("bytes");
+        std::fs::write(&path, b"hello").expect("write");
+        let map = Blob::map(&path).expect("map");
+        let twice = Blob::join(vec![map.clone(), map]);
+        assert!(twice.is_mapped() && twice.len() == 10 && twice.path() == path);
+        assert_eq!(&*twice, b"hellohello");
+        assert!(!twice.is_mapped(), "it was read as one");
     }
 
     #[test]

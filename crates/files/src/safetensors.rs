@@ -11,7 +11,7 @@
 //! crate; what that lets pass (names that come twice, endless shapes) is checked here first. What
 //! it must not know: what a tensor is for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
@@ -23,14 +23,16 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use crate::bytes::Cursor;
 use crate::create::NewFile;
 use crate::detect::looks_like;
-use crate::json::{self, Distinct};
+use crate::json::Distinct;
+use crate::shards::{self, Format};
 use crate::{Blob, Dtype, Error, Tensor, TensorInfo, Tensors};
 
-/// The index of a sharded model.
-pub const INDEX: &str = "model.safetensors.index.json";
-
-/// The one file of a model that is not sharded.
-pub const SINGLE: &str = "model.safetensors";
+/// The weights of a Hugging Face directory.
+pub(crate) const FORMAT: Format = Format {
+    single: "model.safetensors",
+    index: "model.safetensors.index.json",
+    open: |path| open(path),
+};
 
 /// The one key of a header that is not a tensor: notes, text to text.
 const NOTES: &str = "__metadata__";
@@ -40,9 +42,6 @@ const MAX_HEADER: usize = 100_000_000;
 
 /// More axes than any tensor has. It keeps a hostile header from growing in memory.
 const MAX_DIMS: usize = 16;
-
-/// 405B parameters in 191 shards take 0.1 MB.
-const MAX_INDEX: u64 = 16 << 20;
 
 /// Maps the safetensors file at `path`; its tensors come in the order of their data.
 ///
@@ -224,82 +223,7 @@ fn dtype<'de, D: Deserializer<'de>>(input: D) -> Result<Dtype, D::Error> {
 /// There is neither; a file is not well-formed; a shard is missing, or its tensors are not those
 /// that the index says; the index names a file outside `dir`.
 pub fn open_all(dir: impl AsRef<Path>) -> Result<Tensors, Error> {
-    let dir = dir.as_ref();
-    let single = dir.join(SINGLE);
-    if single.exists() {
-        return open(single);
-    }
-    let path = dir.join(INDEX);
-    match json::read_as::<Index>(&path, MAX_INDEX)? {
-        Some(index) => open_shards(dir, &path, index),
-        None => {
-            let torch = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-            let hint = match torch.iter().any(|name| dir.join(name).exists()) {
-                true => ": PyTorch weights must be converted to safetensors first",
-                false => "",
-            };
-            let what = format!("neither {SINGLE} nor {INDEX} lies in this directory{hint}");
-            Err(Error::invalid(dir, what))
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct Index {
-    /// Tensor to file.
-    weight_map: Distinct<String>,
-}
-
-fn open_shards(dir: &Path, index_path: &Path, index: Index) -> Result<Tensors, Error> {
-    let wrong = |what: String| Error::invalid(index_path, what);
-    let wanted: HashMap<String, String> = index.weight_map.0.iter().cloned().collect();
-    let mut seen = HashSet::new();
-    let mut list = Vec::new();
-    for (_, shard) in &index.weight_map.0 {
-        if !seen.insert(shard) {
-            continue;
-        }
-        if !is_plain_name(shard) {
-            let what = format!("weight_map names {shard:?}, which is not the plain name of a file");
-            return Err(wrong(what));
-        }
-        let file = dir.join(shard);
-        if !file.exists() {
-            let what = format!("the shard is missing (wanted by {})", index_path.display());
-            return Err(Error::invalid(&file, what));
-        }
-        for tensor in open(&file)?.into_vec() {
-            let name = &tensor.name;
-            match wanted.get(name) {
-                Some(at) if at == shard => list.push(tensor),
-                Some(at) => {
-                    let what = format!("tensor `{name}` lies here, but the index says in {at}");
-                    return Err(Error::invalid(&file, what));
-                }
-                None => {
-                    let what = format!("tensor `{name}` is not in the index");
-                    return Err(Error::invalid(&file, what));
-                }
-            }
-        }
-    }
-    let tensors = Tensors::build(list, index_path)?;
-    let missing = index
-        .weight_map
-        .0
-        .iter()
-        .find(|(name, _)| tensors.get(name).is_none());
-    if let Some((name, shard)) = missing {
-        let what = format!("tensor `{name}` is not in {shard}, where weight_map says it is");
-        return Err(wrong(what));
-    }
-    Ok(tensors)
-}
-
-/// Whether `name` is one component that stays inside the directory on every system.
-fn is_plain_name(name: &str) -> bool {
-    let hidden_or_up = name.starts_with('.');
-    !name.is_empty() && !hidden_or_up && !name.contains(['/', '\\', ':', '\0'])
+    shards::open_all(dir.as_ref(), &[FORMAT])
 }
 
 /// Writes a safetensors file of `(name, type, shape, bytes)`, through a temporary file that is

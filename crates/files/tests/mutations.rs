@@ -5,7 +5,7 @@
 use std::cell::Cell;
 
 use files::gguf::{Array, Gguf, Metadata, Strings, Writer};
-use files::{Blob, Dtype, TensorInfo, safetensors};
+use files::{Blob, Dtype, TensorInfo, llama2c, safetensors, torch};
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -18,6 +18,12 @@ const GGUF_FACTOR: usize = 10;
 
 /// The same for safetensors, whose header is read twice and buffered by its crate.
 const SAFETENSORS_FACTOR: usize = 20;
+
+/// The same for PyTorch: an instruction of one byte makes a value.
+const TORCH_FACTOR: usize = 120;
+
+/// The same for llama2.c, whose arrays may be one number each; it has no more than 4096 layers.
+const LLAMA2C_FACTOR: usize = 80;
 
 /// For error messages and the like.
 const FLAT: usize = 16 << 10;
@@ -102,6 +108,53 @@ fn crowded_safetensors(n: usize) -> Vec<u8> {
     file
 }
 
+/// A small checkpoint as PyTorch would save it.
+fn torch_file() -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/torch/sound");
+    std::fs::read(path).expect("a seed")
+}
+
+/// An archive of nothing but a pickle with `n` empty lists in it.
+fn crowded_torch(n: usize) -> Vec<u8> {
+    let pickle = [b"\x80\x02}X\x01\0\0\0w(", &vec![b']'; n][..], b"t."].concat();
+    let name = b"m/data.pkl";
+    let size = (pickle.len() as u32).to_le_bytes();
+    let sizes = [size, size].concat();
+    let mut file = [
+        &b"PK\x03\x04"[..],
+        &[0; 14],
+        &sizes,
+        &[10, 0, 0, 0],
+        name,
+        &pickle,
+    ]
+    .concat();
+    let begin = (file.len() as u32).to_le_bytes();
+    let record = [
+        &b"PK\x01\x02"[..],
+        &[0; 16],
+        &sizes,
+        &[10, 0],
+        &[0; 16],
+        name,
+    ]
+    .concat();
+    file.extend(&record);
+    file.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+    file.extend((record.len() as u32).to_le_bytes());
+    file.extend(begin);
+    file.extend([0, 0]);
+    file
+}
+
+/// A model of width 1 with `layers` layers.
+fn llama2c_file(layers: usize) -> Vec<u8> {
+    let config = [1, 1, layers as i32, 1, 1, 1, 2];
+    let mut file: Vec<u8> = config.iter().flat_map(|n| n.to_le_bytes()).collect();
+    file.resize(file.len() + 4 * (1 + 9 * layers + 1 + 2), 0);
+    file
+}
+
 /// Runs `parse` on `file` and gives whether it succeeded and how much memory it took at most.
 fn peak(file: Vec<u8>, parse: fn(Blob) -> bool) -> (bool, usize) {
     let blob = Blob::from_vec(file);
@@ -117,6 +170,14 @@ fn parse_gguf(file: Blob) -> bool {
 
 fn parse_safetensors(file: Blob) -> bool {
     safetensors::parse(file).is_ok()
+}
+
+fn parse_torch(file: Blob) -> bool {
+    torch::parse(file).is_ok()
+}
+
+fn parse_llama2c(file: Blob) -> bool {
+    llama2c::parse(file).is_ok()
 }
 
 /// One piece of damage: where (as a fraction of the file), how, and with what.
@@ -191,6 +252,12 @@ fn damage_neither_panics_nor_eats_memory() {
             SAFETENSORS_FACTOR,
             parse_safetensors,
         ),
+        (llama2c_file(2000), LLAMA2C_FACTOR, parse_llama2c),
+        (crowded_torch(100_000), TORCH_FACTOR, |file| {
+            // Lists are no tensors.
+            let error = torch::parse(file).expect_err("no tensors").to_string();
+            error.contains("items") || error.contains("no dictionary")
+        }),
     ] {
         let length = file.len();
         let (parsed, peak) = peak(file, parse);
@@ -202,4 +269,6 @@ fn damage_neither_panics_nor_eats_memory() {
     }
     fuzz(&gguf(), GGUF_FACTOR, parse_gguf);
     fuzz(&safetensors_file(), SAFETENSORS_FACTOR, parse_safetensors);
+    fuzz(&torch_file(), TORCH_FACTOR, parse_torch);
+    fuzz(&llama2c_file(2), LLAMA2C_FACTOR, parse_llama2c);
 }

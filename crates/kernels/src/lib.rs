@@ -7,7 +7,8 @@
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
 //! `unpack` (the common form of quantised rows), `activations`, `tiles`, `integers`, `floats` and
 //! `matmul` (products), `ops`, `rows`, `exp`, `attention` and `kv`, each algorithm written once, `pool`
-//! and `buffer` (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
+//! and `buffer` (threads and memory), `repack` (weights of other formats), and `roof`: [`Kernels`],
+//! through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -29,6 +30,7 @@ pub mod limits;
 mod matmul;
 mod ops;
 mod pool;
+pub mod repack;
 mod roof;
 mod rope;
 mod rows;
@@ -49,4 +51,4 @@ pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use rows::{Gate, Routes};
 pub use synth::synthesize;
-pub use types::{Matrix, Type};
+pub use types::{MAX_PARTS, Matrix, Type};

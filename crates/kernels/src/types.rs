@@ -115,15 +115,21 @@ impl FromStr for Type {
     }
 }
 
-/// A borrowed weight matrix `[rows, cols]`, row-major, each row whole blocks of `ty`.
-/// The bytes may be unaligned.
+/// The most parts that a matrix may lie in: the most machines that a model was split over.
+pub const MAX_PARTS: usize = 16;
+
+/// A borrowed weight matrix `[rows, cols]`, row-major, each row whole blocks of `ty`, in one stretch
+/// of bytes or in several that hold as many rows each. The bytes may be unaligned.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
     ty: Type,
     rows: usize,
     cols: usize,
     row_bytes: usize,
-    data: &'a [u8],
+    /// Rows of a part.
+    part_rows: usize,
+    /// The first row's part comes first; those that are not there are empty.
+    parts: [&'a [u8]; MAX_PARTS],
 }
 
 impl<'a> Matrix<'a> {
@@ -132,14 +138,40 @@ impl<'a> Matrix<'a> {
     /// # Errors
     /// [`Error::Columns`] if a row is no whole number of blocks, [`Error::Bytes`] on a wrong length.
     pub fn new(ty: Type, rows: usize, cols: usize, data: &'a [u8]) -> Result<Matrix<'a>, Error> {
+        Matrix::in_parts(ty, rows, cols, [data])
+    }
+
+    /// A view of rows that lie in up to [`MAX_PARTS`] parts, as many rows in each.
+    ///
+    /// # Errors
+    /// [`Error::Columns`] if a row is no whole number of blocks, [`Error::Bytes`] if the parts are
+    /// not equal shares of the bytes, or too many.
+    pub fn in_parts(
+        ty: Type,
+        rows: usize,
+        cols: usize,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Matrix<'a>, Error> {
         let (row_bytes, need) = matrix_bytes(ty, rows, cols)?;
-        if data.len() != need {
+        let (mut all, mut count, mut have) = ([&[][..]; MAX_PARTS], 0, 0usize);
+        for part in parts {
+            have = have.saturating_add(part.len());
+            if let Some(place) = all.get_mut(count) {
+                *place = part;
+            }
+            count += 1;
+        }
+        let even = all[..count.min(MAX_PARTS)]
+            .iter()
+            .all(|part| part.len() == all[0].len());
+        let fits = (1..=MAX_PARTS).contains(&count) && rows.is_multiple_of(count) && even;
+        if have != need || !fits {
             return Err(Error::Bytes {
                 ty,
                 rows,
                 cols,
                 need,
-                have: data.len(),
+                have,
             });
         }
         Ok(Matrix {
@@ -147,7 +179,8 @@ impl<'a> Matrix<'a> {
             rows,
             cols,
             row_bytes,
-            data,
+            part_rows: rows / count,
+            parts: all,
         })
     }
 
@@ -166,11 +199,6 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
-    /// All bytes.
-    pub fn data(&self) -> &'a [u8] {
-        self.data
-    }
-
     /// Bytes of one row. Inlined into the level functions, which call it row by row. Panics if `row` is not below `rows`.
     #[inline]
     pub fn row(&self, row: usize) -> &'a [u8] {
@@ -179,7 +207,12 @@ impl<'a> Matrix<'a> {
             "row {row} of a matrix with {} rows",
             self.rows
         );
-        &self.data[row * self.row_bytes..(row + 1) * self.row_bytes]
+        // Most matrices have one part: no division for them.
+        let (part, row) = match row < self.part_rows {
+            true => (0, row),
+            false => (row / self.part_rows, row % self.part_rows),
+        };
+        &self.parts[part][row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 }
 

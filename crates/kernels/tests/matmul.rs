@@ -202,6 +202,15 @@ fn bits_depend_on_nothing_but_row_and_token() {
                             k.threads()
                         );
                     }
+                    // The same rows in parts that lie apart.
+                    for n in [3, 5, 15] {
+                        let parts: Vec<Vec<u8>> =
+                            data.chunks(data.len() / n).map(<[u8]>::to_vec).collect();
+                        let parts = parts.iter().map(|part| &part[..]);
+                        let w = Matrix::in_parts(*ty, rows, cols, parts).unwrap();
+                        let got = product(k, w, None, &x);
+                        assert_eq!(bits(&got), bits(&whole), "{level} {compute} {ty} in {n}");
+                    }
                     // A part of the rows, as another matrix beside others of the same call.
                     let half = &data[..data.len() / 75 * 30];
                     let part = Matrix::new(*ty, 30, cols, half).unwrap();
@@ -410,5 +419,23 @@ fn synthesized_weights_have_the_deviation_they_promise() {
         );
         // Half a step of the coarsest integers that are not symmetric.
         assert!(mean.abs() < 0.005, "{ty}: {mean}");
+    }
+}
+
+#[test]
+fn parts_of_a_matrix_are_equal_shares() {
+    let data = synthesize(Type::Q8_0, 34, 32, 1).unwrap();
+    let row = data.len() / 34;
+    let cut = |bounds: &[usize]| {
+        let parts = bounds.windows(2).map(|b| &data[b[0] * row..b[1] * row]);
+        Matrix::in_parts(Type::Q8_0, 34, 32, parts)
+    };
+    let two = cut(&[0, 17, 34]).unwrap();
+    for r in 0..34 {
+        assert_eq!(two.row(r), &data[r * row..(r + 1) * row]);
+    }
+    let single: Vec<usize> = (0..=34).collect();
+    for bad in [&[0][..], &[0, 17], &[0, 16, 34], &[0, 17, 34, 34], &single] {
+        assert!(cut(bad).is_err(), "{bad:?}");
     }
 }

@@ -24,7 +24,6 @@ const NEUTRAL: &[(&str, Option<f64>)] = &[
     ("num_experts", Some(0.0)),
     ("num_local_experts", Some(0.0)),
     ("partial_rotary_factor", Some(1.0)),
-    ("quantization_config", None),
     ("residual_multiplier", Some(1.0)),
     ("rope_interleaved", Some(0.0)),
     ("scale_emb", Some(1.0)),

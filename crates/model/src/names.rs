@@ -155,3 +155,29 @@ pub(crate) const HF_OPT: Names = Names {
     bias_optional: true,
     ..HF
 };
+
+/// Meta's own checkpoints; llama2.c's tensors are given the same names.
+pub(crate) const META: Names = Names {
+    prefix: "",
+    embed: "tok_embeddings",
+    positions: None,
+    norm: "norm",
+    head: "output",
+    block: "layers.",
+    parts: [
+        "attention_norm",
+        "attention.wq",
+        "attention.wk",
+        "attention.wv",
+        "attention.wo",
+        "ffn_norm",
+        "feed_forward.w1",
+        "feed_forward.w3",
+        "feed_forward.w2",
+    ],
+    experts: None,
+    extra: &["rope.freqs"],
+    ignored: &[],
+    aside: &[],
+    bias_optional: false,
+};

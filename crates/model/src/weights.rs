@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use files::gguf::Gguf;
 use files::hf::HfDir;
+use files::llama2c::{self, Llama2c};
+use files::meta::MetaDir;
 use files::{Blob, Kind, Tensors};
-use kernels::{Kernels, Matrix, Rope, Type};
+use kernels::{Kernels, MAX_PARTS, Matrix, Rope, Type};
 
 use crate::adapter::Target;
 use crate::arch::Arch;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::names::{GGUF, HF, HF_LLAMA4, HF_OPT, Names};
+use crate::names::{GGUF, HF, HF_LLAMA4, HF_OPT, META, Names};
+use crate::repack;
 use crate::tensors::Reader;
 
 /// One weight matrix `[rows, cols]` with its bias: y = W x + b.
@@ -27,14 +30,15 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn new(ty: Type, rows: usize, cols: usize, data: Blob) -> Result<Linear> {
-        Matrix::new(ty, rows, cols, &data)?;
-        Ok(Linear {
+        let linear = Linear {
             ty,
             rows,
             cols,
             data,
             bias: None,
-        })
+        };
+        linear.matrix()?;
+        Ok(linear)
     }
 
     fn bytes(&self) -> u64 {
@@ -42,7 +46,11 @@ impl Linear {
     }
 
     pub(crate) fn matrix(&self) -> Result<Matrix<'_>> {
-        Ok(Matrix::new(self.ty, self.rows, self.cols, &self.data)?)
+        let (ty, rows, cols) = (self.ty, self.rows, self.cols);
+        Ok(match self.data.parts().filter(|p| p.len() <= MAX_PARTS) {
+            Some(parts) => Matrix::in_parts(ty, rows, cols, parts.iter().map(|p| &p[..]))?,
+            None => Matrix::new(ty, rows, cols, &self.data)?,
+        })
     }
 }
 
@@ -121,8 +129,15 @@ pub fn open(path: &Path, kernels: Arc<Kernels>) -> Result<Weights> {
     match files::detect(path)? {
         Kind::Gguf => Weights::from_gguf(&Gguf::open(path)?, kernels),
         Kind::HfDir => Weights::from_hf(&HfDir::open(path)?, kernels),
+        Kind::MetaDir => Weights::from_meta(&MetaDir::open(path)?, kernels),
+        Kind::Llama2c => Weights::from_llama2c(&llama2c::open(path)?, kernels),
+        Kind::TorchZip => Err(other(
+            "is a PyTorch checkpoint without its configuration; give the directory that has \
+             params.json or config.json beside it",
+        )),
         kind => Err(other(&format!(
-            "is {}; this version opens GGUF files and Hugging Face directories",
+            "is {}; this version opens GGUF files, llama2.c checkpoints, and the directories of \
+             Hugging Face and Meta",
             kind.describe()
         ))),
     }
@@ -134,8 +149,9 @@ impl Weights {
         Weights::load(Config::from_gguf(gguf)?, &gguf.tensors, &GGUF, kernels)
     }
 
-    /// The model in a Hugging Face directory. Nothing is copied but norms, biases, and the experts
-    /// of Llama 4, which lie there with their columns as rows.
+    /// The model in a Hugging Face directory. Nothing is copied but norms, biases, matrices that are
+    /// quantised in a way of their own (see `repack`), and the experts of Llama 4, which lie there with
+    /// their columns as rows.
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
         let config = Config::from_hf(&dir.config)?;
         let names = match config.arch {
@@ -143,7 +159,21 @@ impl Weights {
             Arch::Llama4 => &HF_LLAMA4,
             Arch::Opt => &HF_OPT,
         };
-        Weights::load(config, &dir.tensors, names, kernels)
+        let tensors = repack::from_hf(&dir.config, &dir.tensors, kernels.threads())?;
+        Weights::load(config, &tensors, names, kernels)
+    }
+
+    /// The model in a directory of Meta's. Nothing is copied but norms and what [`MetaDir`] joined.
+    pub fn from_meta(dir: &MetaDir, kernels: Arc<Kernels>) -> Result<Weights> {
+        let config = Config::from_meta(&dir.params, &dir.tensors)?;
+        Weights::load(config, &dir.tensors, &META, kernels)
+    }
+
+    /// The model in a llama2.c checkpoint. Nothing is copied but norms and, of version 2, matrices.
+    pub fn from_llama2c(file: &Llama2c, kernels: Arc<Kernels>) -> Result<Weights> {
+        let config = Config::from_llama2c(&file.config)?;
+        let tensors = repack::from_llama2c(file.config.group, &file.tensors, kernels.threads())?;
+        Weights::load(config, &tensors, &META, kernels)
     }
 
     fn load(
@@ -200,6 +230,13 @@ impl Weights {
     /// Bytes of all weight matrices, the embedding table counted once.
     pub fn bytes(&self) -> u64 {
         self.matrices().map(Linear::bytes).sum()
+    }
+
+    /// Bytes of weight matrices that are in memory already, because they were joined or repacked
+    /// when the model was opened. The others are views of files.
+    pub fn bytes_held(&self) -> u64 {
+        let held = self.matrices().filter(|l| !l.data.is_mapped());
+        held.map(Linear::bytes).sum()
     }
 
     /// Bytes of weights that decoding one token reads: everything but the embedding table, which

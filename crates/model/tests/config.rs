@@ -117,11 +117,6 @@ fn what_would_change_the_result_is_refused_by_name() {
         ),
         ("model_type", json!("mllama"), "mllama"),
         ("sliding_window", json!(4096), "sliding_window"),
-        (
-            "quantization_config",
-            json!({"quant_method": "gptq"}),
-            "quantization_config",
-        ),
         ("hidden_act", json!("tanh"), "hidden_act"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
         (

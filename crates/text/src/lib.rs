@@ -20,6 +20,7 @@ mod formats;
 mod gguf;
 mod guard;
 mod hf_json;
+mod llama2c;
 mod merge;
 mod methods;
 mod open;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::tokenizer::Tokenizer;
-use crate::{sentencepiece, tiktoken};
+use crate::{llama2c, sentencepiece, tiktoken};
 
 /// The largest tokenizer file that is read (Llama 4's tokenizer.json has 28 MB), in bytes.
 const MAX_FILE: u64 = 1 << 28;
@@ -16,7 +16,8 @@ const MAX_FILE: u64 = 1 << 28;
 const GGUF: &[u8] = b"GGUF";
 
 impl Tokenizer {
-    /// The tokenizer of a `tokenizer.model`: SentencePiece's or tiktoken's, told apart by content.
+    /// The tokenizer of a `tokenizer.model`, SentencePiece's or tiktoken's, or of llama2.c's
+    /// `tokenizer.bin`, told apart by content.
     pub fn from_model(bytes: &[u8]) -> Result<Tokenizer, Error> {
         if tiktoken::looks_like_tiktoken(bytes) {
             return tiktoken::parse(bytes);
@@ -24,14 +25,18 @@ impl Tokenizer {
         if sentencepiece::looks_like_sentencepiece(bytes) {
             return sentencepiece::parse(bytes);
         }
+        if llama2c::looks_like_llama2c(bytes) {
+            return llama2c::parse(bytes);
+        }
         Err(Error::malformed(
             "tokenizer.model",
-            "neither a SentencePiece model nor a tiktoken rank file",
+            "neither a SentencePiece model, a tiktoken rank file nor llama2.c's tokens",
         ))
     }
 
     /// The tokenizer at `path`: a `tokenizer.json`, a `tokenizer.model` of either kind, a GGUF file with or without
-    /// weights, or a Hugging Face directory with its side files.
+    /// weights, a directory of Hugging Face's or Meta's with its side files, or a llama2.c checkpoint with its
+    /// tokenizer beside it.
     pub fn open(path: impl AsRef<Path>) -> Result<Tokenizer, Error> {
         let path = path.as_ref();
         if path.is_dir() {
@@ -39,6 +44,9 @@ impl Tokenizer {
         }
         if starts_with_gguf(path)? {
             return Tokenizer::from_gguf(&files::gguf::Gguf::open(path)?.metadata);
+        }
+        if files::detect(path)? == files::Kind::Llama2c {
+            return beside_llama2c(path);
         }
         let bytes = read(path)?;
         match bytes.iter().find(|b| !b.is_ascii_whitespace()) {
@@ -69,6 +77,33 @@ fn open_directory(path: &Path) -> Result<Tokenizer, Error> {
     let specials = read_json(&path.join("special_tokens_map.json"))?;
     tokenizer.set_from_hf(&config, &specials)?;
     Ok(tokenizer)
+}
+
+/// The tokenizer of a llama2.c checkpoint lies in a file of its own: `tok512.bin` for 512 tokens, else
+/// `tokenizer.bin`, or the model that these were made from.
+fn beside_llama2c(path: &Path) -> Result<Tokenizer, Error> {
+    let tokens = files::llama2c::open(path)?.config.vocab_size;
+    let names = [
+        format!("tok{tokens}.bin"),
+        format!("tok{tokens}.model"),
+        "tokenizer.bin".into(),
+        "tokenizer.model".into(),
+    ];
+    let Some(file) = names
+        .iter()
+        .map(|n| path.with_file_name(n))
+        .find(|p| p.is_file())
+    else {
+        let source = std::io::Error::new(
+            ErrorKind::NotFound,
+            format!("none of {} lies beside the checkpoint", names.join(", ")),
+        );
+        return Err(Error::Read {
+            path: path.to_path_buf(),
+            source,
+        });
+    };
+    Tokenizer::from_model(&read(&file)?)
 }
 
 fn starts_with_gguf(path: &Path) -> Result<bool, Error> {

@@ -176,6 +176,63 @@ fn tiktoken_files_that_are_refused() {
     );
 }
 
+/// Tokens and scores as llama2.c writes them; `longest` may lie.
+fn llama2c(longest: i32, tokens: &[(&str, f32)]) -> Vec<u8> {
+    let mut file = longest.to_le_bytes().to_vec();
+    for (token, score) in tokens {
+        file.extend(score.to_le_bytes());
+        file.extend((token.len() as i32).to_le_bytes());
+        file.extend(token.bytes());
+    }
+    file
+}
+
+#[test]
+fn llama2c_files_that_are_refused() {
+    let markers = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)];
+    let with = |more: &[(&str, f32)]| llama2c(6, &[&markers[..], more].concat());
+    let read = |file: &[u8]| Tokenizer::from_model(file);
+    let sound = with(&[(" ", -1.0), ("a", -2.0), (" a", -3.0), ("<0x0A>", 0.0)]);
+    let tokenizer = read(&sound).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+    assert_eq!((tokenizer.eog(), tokenizer.adds_bos()), (&[1, 2][..], true));
+    assert_eq!(tokenizer.encode("a a\n", Special::Text).unwrap(), [5, 5, 6]);
+    assert_eq!(tokenizer.decode(&[1, 5, 5, 6], false), b"a a\n");
+
+    refused(read(&with(&[("a", f32::NAN)])), "its score is no number");
+    refused(
+        read(&with(&[("a", 0.0), ("a", 0.0)])),
+        "token 4 stands twice",
+    );
+    refused(
+        read(&llama2c(5, &markers[..2])),
+        "no tokens beside its markers",
+    );
+    for neither in [
+        &sound[..sound.len() - 1],
+        &llama2c(5, &markers),
+        &llama2c(7, &markers),
+        &llama2c(-1, &markers),
+        &llama2c(1 << 20, &markers),
+    ] {
+        refused(read(neither), "neither");
+    }
+    (0..sound.len()).for_each(|end| try_model(&sound[..end]));
+}
+
+#[test]
+fn a_llama2c_model_has_its_tokenizer_beside_it() {
+    let model = fixture("formats/llama2c-v0/model.bin");
+    let tokenizer = Tokenizer::open(&model).unwrap();
+    assert_eq!(tokenizer.len(), 48);
+    assert_eq!(
+        tokenizer.encode_prompt("ab ab", Special::Text).unwrap(),
+        [1, 31, 31]
+    );
+    let alone = Tokenizer::open(fixture("formats/llama2c-v1/model.bin"));
+    refused(alone, "none of tok48.bin, tok48.model, tokenizer.bin");
+}
+
 fn gguf(model: &str, tokens: &[&str]) -> Metadata {
     let mut metadata = Metadata::new();
     let strings = |list: &[&str]| {

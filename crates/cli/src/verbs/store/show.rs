@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use files::{Kind, Tensors, gguf::Gguf, hf::HfDir};
+use files::meta::MetaDir;
+use files::{Dtype, Kind, Tensors, gguf::Gguf, hf::HfDir, llama2c};
 use hub::Resolved;
 use kernels::{Compute, Kernels, KvType, Level};
 use model::{Cache, Config, PAGE, Scaling, Weights};
@@ -16,7 +17,16 @@ use crate::machine::{available_memory, size};
 use crate::{load, out};
 
 /// Tensors that are tables for the rotary embedding, not weights.
-const TABLES: [&str; 2] = ["rope_freqs.weight", "rotary_emb.inv_freq"];
+const TABLES: [&str; 3] = ["rope_freqs.weight", "rotary_emb.inv_freq", "rope.freqs"];
+
+/// Types of tensors that hold weights only together with others.
+const PACKED: [Dtype; 5] = [
+    Dtype::I8,
+    Dtype::I32,
+    Dtype::U8,
+    Dtype::F8_E4M3,
+    Dtype::F8_E5M2,
+];
 
 #[derive(Serialize)]
 struct Report {
@@ -87,8 +97,9 @@ struct Vocabulary {
 /// What running it takes, with a cache of the default type.
 #[derive(Serialize)]
 struct Plan {
-    /// Mapped, not copied.
     weights_bytes: u64,
+    /// Of these, bytes that are put together in memory; the others are mapped.
+    weights_copied_bytes: u64,
     cache_type: &'static str,
     cache_bytes_per_token: u64,
     cache_bytes_full_context: u64,
@@ -113,7 +124,7 @@ fn look(found: Resolved) -> Result<Report> {
     Ok(Report {
         format,
         architecture: c.arch.name().into(),
-        parameters: parameters(&tensors),
+        parameters: parameters(c, &tensors),
         tensors: tensors.len(),
         types: weights
             .types()
@@ -148,7 +159,7 @@ fn look(found: Resolved) -> Result<Report> {
         },
         tokenizer: tokenizer.as_ref().map(Vocabulary::of),
         template: template.map(|t| t.source().to_owned()),
-        memory: plan(c, weights.bytes())?,
+        memory: plan(&weights)?,
         name: found.name,
         path: found.path,
         source: found.source,
@@ -177,6 +188,22 @@ fn open(path: &Path, kernels: Arc<Kernels>) -> Result<(String, Weights, Tensors)
                 dir.tensors,
             )
         }
+        Kind::MetaDir => {
+            let dir = MetaDir::open(path)?;
+            (
+                format!("Meta's checkpoint in {} parts", dir.parts),
+                Weights::from_meta(&dir, kernels)?,
+                dir.tensors,
+            )
+        }
+        Kind::Llama2c => {
+            let file = llama2c::open(path)?;
+            (
+                format!("llama2.c version {}", file.version),
+                Weights::from_llama2c(&file, kernels)?,
+                file.tensors,
+            )
+        }
         // Refused, in the words of the room that refuses it.
         kind => (
             format!("{kind:?}"),
@@ -186,7 +213,11 @@ fn open(path: &Path, kernels: Arc<Kernels>) -> Result<(String, Weights, Tensors)
     })
 }
 
-fn parameters(tensors: &Tensors) -> u64 {
+/// Of a file whose tensors are not numbers one by one, what its shape calls for.
+fn parameters(config: &Config, tensors: &Tensors) -> u64 {
+    if tensors.iter().any(|t| PACKED.contains(&t.dtype)) {
+        return config.parameters();
+    }
     let weights = tensors
         .iter()
         .filter(|t| !TABLES.iter().any(|table| t.name.ends_with(table)));
@@ -235,15 +266,17 @@ impl Vocabulary {
     }
 }
 
-fn plan(config: &Config, weights: u64) -> Result<Plan> {
-    let ty = KvType::default();
+fn plan(weights: &Weights) -> Result<Plan> {
+    let (ty, config) = (KvType::default(), &weights.config);
+    let (all, copied) = (weights.bytes(), weights.bytes_held());
     Ok(Plan {
-        weights_bytes: weights,
+        weights_bytes: all,
+        weights_copied_bytes: copied,
         cache_type: ty.name(),
         cache_bytes_per_token: Cache::bytes_for(config, ty, PAGE)? / PAGE as u64,
         cache_bytes_full_context: Cache::bytes_for(config, ty, config.context)?,
         available_bytes: available_memory(),
-        context_that_fits: load::context(config, weights, ty, None).ok(),
+        context_that_fits: load::context(config, all - copied, ty, None).ok(),
     })
 }
 
@@ -332,8 +365,12 @@ fn describe(r: &Report) -> String {
     let fits = m
         .context_that_fits
         .map_or("does not fit now".into(), |n| format!("{n} tokens fit now"));
+    let mapped = match m.weights_copied_bytes {
+        0 => "mapped".to_owned(),
+        copied => format!("{} of it copied, the rest mapped", size(copied)),
+    };
     lines.push(format!(
-        "memory        weights {} (mapped), cache {} a token in {}, {} for the whole context; {fits}",
+        "memory        weights {} ({mapped}), cache {} a token in {}, {} for the whole context; {fits}",
         size(m.weights_bytes),
         size(m.cache_bytes_per_token),
         m.cache_type,
