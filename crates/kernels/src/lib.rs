@@ -7,7 +7,7 @@
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
 //! `unpack` (the common form of quantised rows), `activations`, `integers`, `floats` and `matmul`
 //! (products), `ops`, `exp`, `attention` and `kv`, each algorithm written once, `pool` and `buffer`
-//! (threads and memory), and `roof`: [`Kernels`], through which all of it is used.
+//! (threads and memory), `quantize` (the way back from f32), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -29,6 +29,7 @@ pub mod limits;
 mod matmul;
 mod ops;
 mod pool;
+mod quantize;
 mod roof;
 mod rope;
 mod simd;
@@ -43,6 +44,7 @@ pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
 pub use ops::same_bits;
+pub use quantize::{Deviation, quantize};
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;

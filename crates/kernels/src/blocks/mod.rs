@@ -5,7 +5,7 @@
 //! `ggml-common.h` and gguf-py's `quants.py`, whose order of operations is kept, so that results
 //! are equal to the last bit. A scale may be zero or negative.
 
-mod grids;
+pub(crate) mod grids;
 mod iq4;
 mod kquants;
 mod legacy;
