@@ -21,6 +21,7 @@ mod dtype;
 mod error;
 pub mod gguf;
 pub mod hf;
+pub mod imatrix;
 mod json;
 mod map;
 pub mod safetensors;
