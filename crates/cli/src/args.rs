@@ -12,8 +12,10 @@ use anyhow::Result;
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+mod making;
 mod sampling;
 
+pub use making::QuantizeArgs;
 pub use sampling::{DraftArgs, SamplingArgs};
 
 /// Shown under `puna --help` and every verb's `--help`.
@@ -74,6 +76,9 @@ pub enum Verb {
     /// Measure speed
     #[command(after_help = ending())]
     Bench(BenchArgs),
+    /// A smaller file of a model, with the error of each tensor
+    #[command(after_help = ending())]
+    Quantize(QuantizeArgs),
     /// Look at this machine: CPU, memory, store, sources
     #[command(after_help = ENVIRONMENT)]
     Doctor(DoctorArgs),

@@ -13,8 +13,10 @@ mod config_hf;
 mod error;
 mod llama;
 mod probe;
+pub mod quantize;
 mod rope;
 mod shape;
+mod source;
 mod weights;
 
 pub use adapter::{Adapter, Target};
@@ -25,4 +27,5 @@ pub use error::{Error, Result};
 pub use llama::forward;
 pub use probe::{At, Probe, Row, Site};
 pub use shape::{Mix, Shape, shapes, synthesize};
+pub use source::{Piece, Source};
 pub use weights::{Weights, open};

@@ -11,6 +11,7 @@ mod line;
 mod logits;
 mod man;
 mod perplexity;
+mod quantize;
 mod repl;
 mod run;
 mod sampling;
@@ -33,6 +34,7 @@ pub fn run(verb: Verb) -> Result<()> {
         Verb::Logits(args) => logits::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Quantize(args) => quantize::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Pull(args) => store::pull(&args),
         Verb::List(args) => store::list(&args),
