@@ -10,6 +10,7 @@ mod cache;
 mod config;
 mod config_gguf;
 mod config_hf;
+pub mod convert;
 mod error;
 mod llama;
 mod probe;

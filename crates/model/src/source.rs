@@ -77,15 +77,23 @@ impl Piece {
         self.tensor.dtype
     }
 
-    /// Values in a row; 1 for a scalar.
+    /// Bytes in the old file.
+    pub(crate) fn bytes_now(&self) -> u64 {
+        self.tensor.data.len() as u64
+    }
+
+    /// Values in a row; 1 for a scalar, and for a bias whose values move as rows do.
     pub(crate) fn cols(&self) -> usize {
-        self.tensor.shape.last().copied().unwrap_or(1)
+        match self.tensor.shape[..] {
+            [_] if self.order != Order::Same => 1,
+            _ => self.tensor.shape.last().copied().unwrap_or(1),
+        }
     }
 
     /// Rows of all matrices.
     pub(crate) fn rows(&self) -> usize {
-        let outer = self.tensor.shape.split_last().map_or(&[][..], |(_, o)| o);
-        outer.iter().product()
+        let all: usize = self.tensor.shape.iter().product();
+        all / self.cols().max(1)
     }
 
     /// The bytes of some rows, in their new order.

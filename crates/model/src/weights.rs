@@ -67,24 +67,24 @@ pub struct Weights {
 }
 
 /// How a format names the tensors of a model.
-struct Names {
-    embed: &'static str,
-    norm: &'static str,
-    head: &'static str,
+pub(crate) struct Names {
+    pub(crate) embed: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) head: &'static str,
     /// Before the layer number.
-    block: &'static str,
+    pub(crate) block: &'static str,
     /// attn_norm, q, k, v, o, mlp_norm, gate, up, down
-    parts: [&'static str; 9],
+    pub(crate) parts: [&'static str; 9],
     /// Whole names that are read elsewhere or change nothing.
-    extra: &'static [&'static str],
+    pub(crate) extra: &'static [&'static str],
     /// Ends of names that change nothing.
-    ignored: &'static [&'static str],
+    pub(crate) ignored: &'static [&'static str],
     /// Whether a biased block may leave out the bias of single projections.
-    bias_optional: bool,
+    pub(crate) bias_optional: bool,
 }
 
 /// llama.cpp's `gguf-py` constants for the architecture `llama`.
-const GGUF: Names = Names {
+pub(crate) const GGUF: Names = Names {
     embed: "token_embd",
     norm: "output_norm",
     head: "output",
@@ -110,7 +110,7 @@ const GGUF: Names = Names {
 };
 
 /// transformers' LlamaForCausalLM.
-const HF: Names = Names {
+pub(crate) const HF: Names = Names {
     embed: "model.embed_tokens",
     norm: "model.norm",
     head: "lm_head",

@@ -140,7 +140,7 @@ fn computed(dtype: Dtype) -> Option<Type> {
 }
 
 /// The name of a storage type in files.
-fn stored(ty: Type) -> Dtype {
+pub(crate) fn stored(ty: Type) -> Dtype {
     let found = Dtype::all().find(|d| d.name() == ty.name());
     // A test holds that every type has one.
     found.unwrap_or(Dtype::F32)
@@ -187,7 +187,7 @@ fn step(piece: &Piece, facts: &Facts, wanted: &Wanted<'_>) -> Result<Step> {
     let bytes = bytes.ok_or_else(|| wrong(format!("{:?} has no size in {target}", info.shape)))?;
     Ok(Step {
         from,
-        bytes: (piece.tensor.data.len() as u64, bytes as u64),
+        bytes: (piece.bytes_now(), bytes as u64),
         weighted,
         instead_of,
         deviation: None,
@@ -197,8 +197,12 @@ fn step(piece: &Piece, facts: &Facts, wanted: &Wanted<'_>) -> Result<Step> {
 
 /// The type wanted for a tensor; `None`: it stays as it is.
 fn target(info: &TensorInfo, facts: &Facts, wanted: &Wanted<'_>) -> Option<Type> {
-    let recipe = wanted.recipe?;
     let (name, shape) = (info.name.as_str(), &info.shape[..]);
+    // Whoever adds or multiplies vectors wants them in f32.
+    if shape.len() < 2 && matches!(info.dtype, Dtype::F16 | Dtype::BF16) {
+        return Some(Type::F32);
+    }
+    let recipe = wanted.recipe?;
     let head = name == "output.weight";
     if mixes::kept(name, shape.len()) || head && wanted.leave_head {
         return None;
