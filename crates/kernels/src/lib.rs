@@ -44,7 +44,7 @@ pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
 pub use ops::same_bits;
-pub use quantize::{Deviation, quantize};
+pub use quantize::{Deviation, add_squares, quantize};
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use synth::synthesize;

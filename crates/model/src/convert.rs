@@ -43,6 +43,16 @@ impl Source {
             )?));
         }
         tensors.extend(pieces(&dir.tensors, &config, &HF, &GGUF)?);
+        let size = |d: Dtype| -> u64 {
+            let of = tensors.iter().filter(|p: &&Piece| p.dtype() == d);
+            of.map(Piece::bytes_now).sum()
+        };
+        // What most values are: 0, 1 or 32.
+        let kinds = [(Dtype::F32, 0), (Dtype::F16, 1), (Dtype::BF16, 32)];
+        let kind = kinds.into_iter().max_by_key(|k| size(k.0));
+        let kind = kind.map_or(0, |k| k.1);
+        metadata.set("general.file_type", Value::U32(kind));
+        metadata.set("general.quantization_version", Value::U32(2));
         Ok(Source { metadata, tensors })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{FormatArgs, NetArgs, at_least_one};
+use super::{FormatArgs, LoadArgs, NetArgs, at_least_one};
 
 #[derive(Args, Debug)]
 pub struct QuantizeArgs {
@@ -47,4 +47,46 @@ pub struct QuantizeArgs {
     pub format: FormatArgs,
     #[command(flatten)]
     pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ConvertArgs {
+    /// The MODEL to convert
+    #[arg(value_name = "IN")]
+    pub input: String,
+    /// NAME.gguf: a GGUF; any other name: a new Hugging Face directory
+    pub out: PathBuf,
+    /// Number type of the matrices: f32, f16, bf16, q8_0 [default: as they are; in a directory
+    /// quantised ones become f16]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub ty: Option<String>,
+    /// A LoRA adapter to merge (not in this release: refused)
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub adapter: Vec<String>,
+    /// Threads [default: the smallest of physical cores, CPU affinity and cgroup quota]
+    #[arg(long, value_name = "N", env = "PUNA_THREADS", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ImatrixArgs {
+    pub model: String,
+    /// The text to run through it
+    pub text: PathBuf,
+    /// The new file: NAME.dat in the old binary form, any other name a GGUF
+    pub out: PathBuf,
+    /// At most so many chunks of --ctx tokens (512)
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub chunks: Option<usize>,
+    /// The head (output.weight) too
+    #[arg(long)]
+    pub process_output: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
 }

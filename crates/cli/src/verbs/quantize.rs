@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use files::Kind;
-use files::gguf::Gguf;
 use kernels::Type;
-use model::Source;
+use model::convert::Input;
 use model::quantize::{Imatrix, Plan, Recipe, Step, Wanted, plan, write};
 use regex::Regex;
 use serde::Serialize;
@@ -60,7 +58,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let file = args.imatrix.as_deref().map(Path::display);
     let file = file.map(|f| f.to_string()).unwrap_or_default();
     let input = load::find(&args.input, args.net)?;
-    let source = source(&input)?;
+    let source = super::convert::gguf_source(&Input::open(&input)?)?;
     let wanted = Wanted {
         recipe,
         imatrix: imatrix.as_ref().map(|i| (i, file.as_str())),
@@ -106,18 +104,6 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let done = done.ok_or_else(|| failure(Code::Interrupted, "interrupted", ""))?;
     let report = report(args, &done);
     out::print(args.format.format, &report, || summary(&report))
-}
-
-/// A model's file as what a GGUF of it holds.
-fn source(path: &Path) -> Result<Source> {
-    match files::detect(path)? {
-        Kind::Gguf => Ok(Source::from_gguf(&Gguf::open(path)?)),
-        kind => Err(failure(
-            Code::Invalid,
-            format!("{} is {}", path.display(), kind.describe()),
-            "quantize starts from a GGUF",
-        )),
-    }
 }
 
 fn recipe(given: &str) -> Result<Recipe> {

@@ -123,6 +123,19 @@ pub fn quantize(
     Ok(sum)
 }
 
+/// Adds the squares of rows of `sums.len()` values to the sums, column by column.
+///
+/// # Panics
+/// If `rows` is no whole number of rows.
+pub fn add_squares(rows: &[f32], sums: &mut [f64]) {
+    assert!(rows.len().is_multiple_of(sums.len().max(1)), "whole rows");
+    for row in rows.chunks_exact(sums.len().max(1)) {
+        for (sum, x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(*x) * f64::from(*x);
+        }
+    }
+}
+
 /// One row, with this processor's widest instructions: the same operations in the same order, and no
 /// fused ones, so that the bytes are the same everywhere.
 fn best_level(ty: Type, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {

@@ -3,9 +3,11 @@
 //!
 //! Memory holds a few megabytes a thread, whatever the size of the file.
 
+mod collect;
 mod imatrix;
 mod mixes;
 
+pub use collect::Collector;
 pub use imatrix::Imatrix;
 pub use mixes::{Recipe, recipes};
 
