@@ -92,6 +92,33 @@ fn files_written_from_keys_give_the_same_ids() {
     }
 }
 
+/// Special tokens at the start of the numbering, as SmolLM2 has them.
+#[test]
+fn special_tokens_keep_their_numbers() {
+    use files::gguf::{Array, Value};
+    let mut metadata = converted("llama3").metadata;
+    let name = |key: &str| format!("tokenizer.ggml.{key}");
+    let tokens: Vec<String> = metadata
+        .strings(&name("tokens"))
+        .unwrap()
+        .iter()
+        .map(str::to_owned)
+        .collect();
+    let kinds = metadata.ints(&name("token_type")).unwrap();
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.sort_by_key(|id| kinds[*id] == 1);
+    let turned = order.iter().map(|id| &tokens[*id]).collect();
+    let kinds = order.iter().map(|id| kinds[*id] as i32).collect();
+    metadata.set(name("tokens"), Value::Array(Array::String(turned)));
+    metadata.set(name("token_type"), Value::Array(Array::I32(kinds)));
+    metadata.set(name("bos_token_id"), Value::U32(0));
+    metadata.set(name("eos_token_id"), Value::U32(1));
+    let files = hf_files(&metadata).unwrap();
+    let json = files.iter().find(|f| f.0 == "tokenizer.json").unwrap();
+    let read = Tokenizer::from_json(&json.1).unwrap();
+    assert_eq!(read.id_of(&tokens[order[0]]), Some(0));
+}
+
 #[test]
 fn what_cannot_be_said_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -198,8 +198,11 @@ fn tokenizer_json(
             token.into()
         })
         .collect();
+    // Added tokens that are not in the vocabulary are numbered after it; those among its numbers
+    // must be.
+    let last = kinds.iter().rposition(|kind| !added(*kind)).unwrap_or(0);
     let vocab: Map<String, Json> = all()
-        .filter(|(_, (_, kind))| !matches!(kind, Kind::Control | Kind::Unknown))
+        .filter(|(id, _)| *id <= last)
         .map(|(id, (token, _))| ((*token).to_owned(), id.into()))
         .collect();
     let merges: Vec<Json> = m
