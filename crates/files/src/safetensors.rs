@@ -322,7 +322,7 @@ pub fn write(
     };
     let infos: Result<Vec<_>, Error> = tensors.iter().map(info).collect();
     let mut writer = FileWriter::create(path, infos?)?;
-    while let Some(next) = writer.next() {
+    while let Some(next) = writer.coming() {
         let bytes = tensors.iter().find(|t| t.0 == next.name).map(|t| t.3);
         writer.part(bytes.unwrap_or_default())?;
     }
@@ -343,7 +343,7 @@ pub struct FileWriter {
 
 impl FileWriter {
     /// Writes the header of the file that will be at `path`. Wide number types will come first, so
-    /// that every tensor is aligned to its type; [`FileWriter::next`] tells the order.
+    /// that every tensor is aligned to its type; [`FileWriter::coming`] tells the order.
     ///
     /// # Errors
     /// A type that safetensors does not have, a shape without a size, a name that comes twice or is
@@ -365,7 +365,7 @@ impl FileWriter {
     }
 
     /// The tensor whose bytes come next; `None` at the end.
-    pub fn next(&mut self) -> Option<&TensorInfo> {
+    pub fn coming(&mut self) -> Option<&TensorInfo> {
         // Those without bytes need none.
         while self
             .infos
@@ -382,7 +382,7 @@ impl FileWriter {
     /// # Errors
     /// They are more than is left of it, there is none, or the file cannot be written.
     pub fn part(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let Some(info) = self.next().cloned() else {
+        let Some(info) = self.coming().cloned() else {
             return Err(Error::invalid(&self.path, "more bytes than were announced"));
         };
         let written = self.written.saturating_add(bytes.len());
@@ -402,7 +402,7 @@ impl FileWriter {
     /// # Errors
     /// A tensor is not whole, or the file cannot be written.
     pub fn finish(mut self) -> Result<(), Error> {
-        if let Some(info) = self.next() {
+        if let Some(info) = self.coming() {
             let what = format!("tensor `{}` was announced but not written", info.name);
             return Err(Error::invalid(&self.path, what));
         }

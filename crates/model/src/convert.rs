@@ -404,7 +404,7 @@ pub fn write_safetensors(
     let infos = steps.iter().map(|s| s.info.clone()).collect();
     let mut writer = safetensors::FileWriter::create(out, infos)?;
     let mut done = steps.to_vec();
-    while let Some(info) = writer.next() {
+    while let Some(info) = writer.coming() {
         let at = steps.iter().position(|s| s.info.name == info.name);
         let Some(at) = at else { break };
         let mut to = |bytes: &[u8]| Ok(writer.part(bytes)?);
