@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the seeds of the targets `gguf`, `safetensors` and `detect` into seeds/.
+"""Writes the seeds of the targets `gguf`, `safetensors`, `detect` and `imatrix` into seeds/.
 
 Run it in this folder: `python3 seeds.py`. The seeds are the hostile files of
 tests/fixtures/hostile, as far as they are small, and some sound files, so that the fuzzer gets
@@ -67,8 +67,27 @@ def heads():
         yield name, make.u64(len(start)) + start
 
 
+def imatrices():
+    """The old form of importance matrices: sound, without its end, and with counts that lie."""
+    u32 = make.u32
+    name = lambda text: u32(len(text)) + text
+    entry = lambda text, values: name(text) + u32(3) + u32(values) + b"\0\0\x80\x3f" * values
+    body = u32(2) + entry(b"blk.0.ffn_down.weight", 3) + entry(b"b", 1)
+    yield "sound", body + u32(3) + name(b"text.txt")
+    yield "old", body
+    yield "huge-entries", u32(0x7FFFFFFF) + body[4:]
+    yield "huge-name", u32(1) + u32(0x7FFFFFFF)
+    yield "huge-values", u32(1) + name(b"a") + u32(1) + u32(0x7FFFFFFF)
+    yield "cut", body[:-2]
+
+
 def main():
-    for target, files in (("gguf", sound_gguf()), ("safetensors", sound_safetensors()), ("detect", heads())):
+    for target, files in (
+        ("gguf", sound_gguf()),
+        ("safetensors", sound_safetensors()),
+        ("detect", heads()),
+        ("imatrix", imatrices()),
+    ):
         folder = HERE / "seeds" / target
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -12,8 +12,10 @@ use anyhow::Result;
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+mod making;
 mod sampling;
 
+pub use making::{ConvertArgs, ImatrixArgs, QuantizeArgs};
 pub use sampling::{DraftArgs, SamplingArgs};
 
 /// Shown under `puna --help` and every verb's `--help`.
@@ -74,6 +76,15 @@ pub enum Verb {
     /// Measure speed
     #[command(after_help = ending())]
     Bench(BenchArgs),
+    /// A model in another layout: GGUF, or a Hugging Face directory
+    #[command(after_help = ending())]
+    Convert(ConvertArgs),
+    /// A smaller file of a model, with the error of each tensor
+    #[command(after_help = ending())]
+    Quantize(QuantizeArgs),
+    /// How much each column of each matrix matters, for quantize
+    #[command(after_help = ending())]
+    Imatrix(ImatrixArgs),
     /// Look at this machine: CPU, memory, store, sources
     #[command(after_help = ENVIRONMENT)]
     Doctor(DoctorArgs),

@@ -229,6 +229,14 @@ fn of_text(error: &text::Error) -> (Code, Option<String>) {
 fn of_model(error: &model::Error) -> (Code, Option<String>) {
     match error {
         model::Error::Files(e) => of_files(e),
+        model::Error::Requantize { .. } => (
+            Code::Usage,
+            Some("start from the f32, f16 or bf16 file; --allow-requantize does it anyway".into()),
+        ),
+        model::Error::NeedsImatrix { .. } => (
+            Code::Usage,
+            Some("--imatrix FILE names one; `puna imatrix` makes it".into()),
+        ),
         model::Error::Kernels(_) | model::Error::Batch(_) | model::Error::CacheFull { .. } => {
             (Code::Failed, None)
         }

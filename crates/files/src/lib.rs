@@ -22,6 +22,7 @@ mod dtype;
 mod error;
 pub mod gguf;
 pub mod hf;
+pub mod imatrix;
 mod json;
 pub mod llama2c;
 mod map;

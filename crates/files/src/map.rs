@@ -145,6 +145,14 @@ impl Blob {
         }
     }
 
+    /// Tells the system that these bytes are not needed soon: pages of a map that lie wholly inside
+    /// leave this process's memory. Reading them again brings them back from the file.
+    pub fn release(&self) {
+        if let Bytes::Map(map) = &self.owner.bytes {
+            release_pages(map, self.start..self.end);
+        }
+    }
+
     /// Where the bytes begin, counted from the start of the file or vector that they come from.
     pub fn offset(&self) -> usize {
         self.start
@@ -210,6 +218,29 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
+#[cfg(unix)]
+#[expect(
+    unsafe_code,
+    reason = "advice that drops pages is marked so in memmap2"
+)]
+fn release_pages(map: &Mmap, range: Range<usize>) {
+    // Larger than any page of today's machines; the ends stay.
+    const PAGE: usize = 1 << 16;
+    let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+    if start < end {
+        // SAFETY: the map is shared, read-only and of a file, so that a dropped page is read again
+        // with the same bytes at the next touch; nothing was ever written to it.
+        let advised = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+        };
+        // It is only advice.
+        let _ = advised;
+    }
+}
+
+#[cfg(not(unix))]
+fn release_pages(_: &Mmap, _: Range<usize>) {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +286,7 @@ mod tests {
         std::fs::write(&path, b"hello").expect("write");
         let blob = Blob::map(&path).expect("map");
         std::fs::remove_file(&path).expect("remove");
+        blob.release();
         assert_eq!(&*blob, b"hello", "the map outlives the name");
         std::fs::write(&path, b"").expect("write");
         assert!(Blob::map(&path).expect("map").is_empty());

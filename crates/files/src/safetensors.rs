@@ -14,7 +14,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::safetensors::{SafeTensorError, SafeTensors};
 use serde::Deserialize;
@@ -27,9 +27,12 @@ use crate::json::Distinct;
 use crate::shards::{self, Format};
 use crate::{Blob, Dtype, Error, Tensor, TensorInfo, Tensors};
 
+/// The name of the one file of a model that is not sharded.
+pub const SINGLE: &str = "model.safetensors";
+
 /// The weights of a Hugging Face directory.
 pub(crate) const FORMAT: Format = Format {
-    single: "model.safetensors",
+    single: SINGLE,
     index: "model.safetensors.index.json",
     open: |path| open(path),
 };
@@ -231,32 +234,121 @@ pub fn open_all(dir: impl AsRef<Path>) -> Result<Tensors, Error> {
 /// is aligned to its type; otherwise the order is kept.
 ///
 /// # Errors
-/// A type that safetensors does not have, bytes that do not fit type and shape, a name that comes
-/// twice or is taken by the format, or the file cannot be written.
+/// As for [`FileWriter`]; nothing is left at `path` then.
 pub fn write(
     path: impl AsRef<Path>,
     tensors: &[(&str, Dtype, &[usize], &[u8])],
 ) -> Result<(), Error> {
-    let path = path.as_ref();
-    let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by_key(|(_, dtype, ..)| std::cmp::Reverse(dtype.block_bytes()));
-    let header = write_header(&order, path)?;
-    let mut out = NewFile::create(path)?;
-    let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| Error::io(path, e));
-    put(&(header.len() as u64).to_le_bytes())?;
-    put(header.as_bytes())?;
-    for (.., bytes) in order {
-        put(bytes)?;
+    let info = |&(name, dtype, shape, bytes): &(&str, Dtype, &[usize], &[u8])| {
+        let info = TensorInfo {
+            name: name.to_string(),
+            dtype,
+            shape: shape.to_vec(),
+        };
+        info.check(bytes.len()).map(|()| info)
+    };
+    let infos: Result<Vec<_>, Error> = tensors.iter().map(info).collect();
+    let mut writer = FileWriter::create(path, infos?)?;
+    while let Some(next) = writer.coming() {
+        let bytes = tensors.iter().find(|t| t.0 == next.name).map(|t| t.3);
+        writer.part(bytes.unwrap_or_default())?;
     }
-    out.commit()
+    writer.finish()
 }
 
-fn write_header(tensors: &[&(&str, Dtype, &[usize], &[u8])], path: &Path) -> Result<String, Error> {
+/// A new file whose tensors are written piece by piece; it appears under its name when it is
+/// finished, and dropped before that, it leaves nothing behind.
+#[derive(Debug)]
+pub struct FileWriter {
+    out: NewFile,
+    path: PathBuf,
+    infos: Vec<TensorInfo>,
+    next: usize,
+    /// Bytes of the next tensor that were written already.
+    written: usize,
+}
+
+impl FileWriter {
+    /// Writes the header of the file that will be at `path`. Wide number types will come first, so
+    /// that every tensor is aligned to its type; [`FileWriter::coming`] tells the order.
+    ///
+    /// # Errors
+    /// A type that safetensors does not have, a shape without a size, a name that comes twice or is
+    /// taken by the format, or the file cannot be written.
+    pub fn create(path: impl AsRef<Path>, infos: Vec<TensorInfo>) -> Result<FileWriter, Error> {
+        let (path, mut infos) = (path.as_ref(), infos);
+        infos.sort_by_key(|info| std::cmp::Reverse(info.dtype.block_bytes()));
+        let header = write_header(&infos, path)?;
+        let mut writer = FileWriter {
+            out: NewFile::create(path)?,
+            path: path.to_path_buf(),
+            infos,
+            next: 0,
+            written: 0,
+        };
+        writer.put(&(header.len() as u64).to_le_bytes())?;
+        writer.put(header.as_bytes())?;
+        Ok(writer)
+    }
+
+    /// The tensor whose bytes come next; `None` at the end.
+    pub fn coming(&mut self) -> Option<&TensorInfo> {
+        // Those without bytes need none.
+        while self
+            .infos
+            .get(self.next)
+            .is_some_and(|i| i.bytes() == Some(0))
+        {
+            self.next += 1;
+        }
+        self.infos.get(self.next)
+    }
+
+    /// Writes bytes of the next tensor.
+    ///
+    /// # Errors
+    /// They are more than is left of it, there is none, or the file cannot be written.
+    pub fn part(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let Some(info) = self.coming().cloned() else {
+            return Err(Error::invalid(&self.path, "more bytes than were announced"));
+        };
+        let written = self.written.saturating_add(bytes.len());
+        if info.bytes().is_none_or(|all| written > all) {
+            info.check(written)?;
+        }
+        self.put(bytes)?;
+        self.written = written;
+        if info.bytes() == Some(written) {
+            (self.next, self.written) = (self.next + 1, 0);
+        }
+        Ok(())
+    }
+
+    /// Ends the file and moves it into place.
+    ///
+    /// # Errors
+    /// A tensor is not whole, or the file cannot be written.
+    pub fn finish(mut self) -> Result<(), Error> {
+        if let Some(info) = self.coming() {
+            let what = format!("tensor `{}` was announced but not written", info.name);
+            return Err(Error::invalid(&self.path, what));
+        }
+        self.out.commit()
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let path = &self.path;
+        self.out.write_all(bytes).map_err(|e| Error::io(path, e))
+    }
+}
+
+fn write_header(infos: &[TensorInfo], path: &Path) -> Result<String, Error> {
     let mut seen = HashSet::new();
     // The note is what transformers asks of a file.
     let mut header = format!(r#"{{"{NOTES}":{{"format":"pt"}}"#);
     let mut begin = 0;
-    for &&(name, dtype, shape, bytes) in tensors {
+    for info in infos {
+        let TensorInfo { name, dtype, shape } = info;
         if name == NOTES || !seen.insert(name) {
             let what = format!("a tensor cannot be named `{name}` (again)");
             return Err(Error::invalid(path, what));
@@ -265,14 +357,11 @@ fn write_header(tensors: &[&(&str, Dtype, &[usize], &[u8])], path: &Path) -> Res
             let what = format!("tensor `{name}`: safetensors has no number type {dtype}");
             return Err(Error::invalid(path, what));
         }
-        TensorInfo {
-            name: name.to_string(),
-            dtype,
-            shape: shape.to_vec(),
-        }
-        .check(bytes.len())?;
-        let end = begin + bytes.len();
-        let key = serde_json::Value::from(name);
+        let end = info.bytes().and_then(|n| n.checked_add(begin));
+        let end = end.ok_or_else(|| {
+            Error::invalid(path, format!("tensor `{name}`: {shape:?} has no size"))
+        })?;
+        let key = serde_json::Value::from(name.as_str());
         header.push_str(&format!(
             r#",{key}:{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
         ));

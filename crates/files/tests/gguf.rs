@@ -330,7 +330,14 @@ fn the_writer_counts_tensors_and_bytes() {
     assert!(writer.tensor(&[0; 7]).is_err(), "one byte short");
     writer.tensor(&[0; 8]).expect("eight bytes");
     assert!(writer.tensor(&[0; 8]).is_err(), "one tensor too many");
-    writer.finish().expect("all written");
+    let whole = writer.finish().expect("all written");
+    let mut writer = start().expect("header");
+    writer.part(&[0; 3]).expect("a part");
+    assert!(writer.part(&[0; 6]).is_err(), "one byte too many");
+    assert!(writer.tensor(&[0; 8]).is_err(), "in the middle of another");
+    writer.part(&[0; 5]).expect("the rest");
+    assert!(writer.part(&[0; 1]).is_err(), "one tensor too many");
+    assert_eq!(writer.finish().expect("all written"), whole);
     let error = start().expect("header").finish().expect_err("none written");
     assert!(
         error

@@ -18,11 +18,14 @@ impl Layout {
     pub(crate) fn new(block: usize, cols: usize) -> Layout {
         let blocks = cols / block;
         let (full, rest) = (blocks / LANES, blocks % LANES);
-        // A group costs as much as three pairs. Formats of 256 values never leave so few blocks.
-        let pairs = if rest <= 4 { rest.div_ceil(2) } else { 0 };
+        // A group costs as much as three pairs. Few formats with blocks of 16 leave any.
+        let pairs = match rest {
+            0..=4 if block == 32 => rest.div_ceil(2),
+            _ => 0,
+        };
         Layout {
             vectors: block / 4,
-            groups: full + usize::from(rest > 4),
+            groups: full + usize::from(rest > 0 && pairs == 0),
             pairs,
         }
     }

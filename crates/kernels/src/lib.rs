@@ -7,8 +7,8 @@
 //! (vectors of 16 lanes per processor level, and at its top the table of functions), `layout` and
 //! `unpack` (the common form of quantised rows), `activations`, `tiles`, `integers`, `floats` and
 //! `matmul` (products), `ops`, `rows`, `exp`, `attention` and `kv`, each algorithm written once, `pool`
-//! and `buffer` (threads and memory), `repack` (weights of other formats), and `roof`: [`Kernels`],
-//! through which all of it is used.
+//! and `buffer` (threads and memory), `repack` (weights of other formats), `quantize` (the way back
+//! from f32), and `roof`: [`Kernels`], through which all of it is used.
 
 #![expect(
     unsafe_code,
@@ -30,6 +30,7 @@ pub mod limits;
 mod matmul;
 mod ops;
 mod pool;
+mod quantize;
 pub mod repack;
 mod roof;
 mod rope;
@@ -47,6 +48,7 @@ pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};
 pub use ops::same_bits;
+pub use quantize::{Deviation, add_squares, quantize};
 pub use roof::{Activation, Kernels, Product};
 pub use rope::{Rope, RopeLayout};
 pub use rows::{Gate, Routes};

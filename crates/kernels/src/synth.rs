@@ -46,6 +46,11 @@ fn tame(ty: Type, b: &mut [u8]) {
         let bits = u32::from(b[0]) | u32::from(b[1]) << 8;
         (bits as f32 / 65_535.0 - 0.5) * 12f32.sqrt() * DEVIATION
     };
+    // Three of four 2-bit values, so that their mean is none, and a scale.
+    let ternary = |b: &mut [u8], at: usize| {
+        b.iter_mut().for_each(|b| *b &= !(*b << 1 & 0xaa));
+        put(b, at, DEVIATION / 0.71);
+    };
     match ty {
         Type::F32 => {
             let x = uniform(b);
@@ -108,6 +113,25 @@ fn tame(ty: Type, b: &mut [u8]) {
         }
         // 2^(120 - 128) times integers of deviation 5.8.
         Type::MXFP4 => b[0] = 120,
+        // 4/1024 times the same.
+        Type::NVFP4 => b[..4].fill(4),
+        Type::Q1_0 => put(b, 0, DEVIATION),
+        Type::TQ1_0 => put(b, 52, DEVIATION / 0.82),
+        Type::TQ2_0 => ternary(b, 64),
+        Type::Q2_0 => ternary(b, 0),
+        // The scales of sub-blocks and the codebook's values as they come; measured with d = 1.
+        Type::IQ2_XXS | Type::IQ2_XS => put(b, 0, DEVIATION / 54.0),
+        Type::IQ2_S => put(b, 0, DEVIATION / 56.0),
+        Type::IQ3_XXS => put(b, 0, DEVIATION / 142.0),
+        Type::IQ3_S => put(b, 0, DEVIATION / 140.0),
+        Type::IQ1_S => put(b, 0, DEVIATION / 7.2),
+        Type::IQ1_M => {
+            let d = f16::from_f32(DEVIATION / 7.2).to_bits();
+            for i in 0..4 {
+                let at = 49 + 2 * i;
+                b[at] = b[at] & 15 | ((d >> (4 * i) & 15) as u8) << 4;
+            }
+        }
     }
 }
 

@@ -33,10 +33,22 @@ pub enum Type {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
+    IQ1_S,
+    IQ1_M,
+    TQ1_0,
+    TQ2_0,
+    NVFP4,
+    Q1_0,
+    Q2_0,
 }
 
 /// (type, name, values in a block, bytes of a block), in the order of the enum.
-const INFO: [(Type, &str, usize, usize); 16] = [
+const INFO: [(Type, &str, usize, usize); 28] = [
     (Type::F32, "F32", 1, 4),
     (Type::F16, "F16", 1, 2),
     (Type::BF16, "BF16", 1, 2),
@@ -53,6 +65,18 @@ const INFO: [(Type, &str, usize, usize); 16] = [
     (Type::IQ4_NL, "IQ4_NL", 32, 18),
     (Type::IQ4_XS, "IQ4_XS", 256, 136),
     (Type::MXFP4, "MXFP4", 32, 17),
+    (Type::IQ2_XXS, "IQ2_XXS", 256, 66),
+    (Type::IQ2_XS, "IQ2_XS", 256, 74),
+    (Type::IQ2_S, "IQ2_S", 256, 82),
+    (Type::IQ3_XXS, "IQ3_XXS", 256, 98),
+    (Type::IQ3_S, "IQ3_S", 256, 110),
+    (Type::IQ1_S, "IQ1_S", 256, 50),
+    (Type::IQ1_M, "IQ1_M", 256, 56),
+    (Type::TQ1_0, "TQ1_0", 256, 54),
+    (Type::TQ2_0, "TQ2_0", 256, 66),
+    (Type::NVFP4, "NVFP4", 64, 36),
+    (Type::Q1_0, "Q1_0", 128, 18),
+    (Type::Q2_0, "Q2_0", 64, 18),
 ];
 
 impl Type {

@@ -47,16 +47,35 @@ fn dequantized_blocks_equal_the_references() {
             seen.push(format!("{ty}.{q}"));
         }
     }
-    // Every quantised type, and BF16, has at least one set.
+    // Every quantised type, and BF16, has at least one set; Q1_0 and Q2_0 have a test below.
     for ty in Type::ALL
         .iter()
-        .filter(|t| !matches!(t, Type::F32 | Type::F16))
+        .filter(|t| !matches!(t, Type::F32 | Type::F16 | Type::Q1_0 | Type::Q2_0))
     {
         assert!(
             seen.iter().any(|s| s.starts_with(&format!("{ty}."))),
             "{ty} not tested: {seen:?}"
         );
     }
+}
+
+/// By hand, from the formats' definition: gguf-py does not know these two.
+#[test]
+fn one_and_two_bits() {
+    // d = 0.5, then bits from the lowest on.
+    let mut block = [0; 18];
+    block[..4].copy_from_slice(&[0x00, 0x38, 0b0000_0101, 0b1000_0000]);
+    let mut out = [0.0; 128];
+    dequantize(Type::Q1_0, &block, &mut out).unwrap();
+    let set: Vec<usize> = (0..128).filter(|i| out[*i] == 0.5).collect();
+    assert_eq!(set, [0, 2, 15]);
+    assert!(out.iter().all(|x| x.abs() == 0.5));
+    let mut out = [0.0; 64];
+    dequantize(Type::Q2_0, &block, &mut out).unwrap();
+    assert_eq!(
+        out[..9],
+        [0.0, 0.0, -0.5, -0.5, -0.5, -0.5, -0.5, 0.5, -0.5]
+    );
 }
 
 #[test]

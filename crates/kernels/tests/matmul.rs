@@ -34,10 +34,10 @@ struct Exact {
 }
 
 fn exact(ty: Type, w: &[f32], x: &[f32], cols: usize) -> Vec<Exact> {
-    let block = if matches!(ty, Type::Q2_K | Type::Q3_K | Type::Q6_K) {
-        16
-    } else {
-        32
+    let block = match ty {
+        Type::Q2_K | Type::Q3_K | Type::Q6_K => 16,
+        Type::IQ2_XS | Type::IQ2_S | Type::IQ1_M | Type::NVFP4 | Type::Q1_0 | Type::Q2_0 => 16,
+        _ => 32,
     };
     let mut out = Vec::new();
     for x in x.chunks_exact(cols) {
@@ -287,7 +287,10 @@ fn finite_fields(ty: Type) -> &'static [usize] {
         Type::Q2_K => &[80, 82],
         Type::Q3_K => &[108],
         Type::Q6_K => &[208],
-        Type::MXFP4 => &[],
+        Type::MXFP4 | Type::NVFP4 => &[],
+        Type::TQ1_0 => &[52],
+        Type::TQ2_0 => &[64],
+        Type::IQ1_M => &[48, 50, 52, 54],
         _ => &[0],
     }
 }

@@ -27,6 +27,24 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A tensor would be quantised a second time.
+    #[error("tensor `{name}` is quantised already ({from})")]
+    Requantize {
+        /// Name in the file.
+        name: String,
+        /// Its storage type.
+        from: &'static str,
+    },
+    /// A storage type of very few bits without an importance matrix.
+    #[error(
+        "tensor `{name}`: {ty} makes no sense without an importance matrix, and none speaks of it"
+    )]
+    NeedsImatrix {
+        /// Name in the file.
+        name: String,
+        /// The type wanted.
+        ty: kernels::Type,
+    },
     /// Not a model this room can open.
     #[error("{path}: {what}")]
     Open {

@@ -9,9 +9,7 @@ impl RopeConfig {
     /// The table that the kernels rotate with: inv_freq `[dim / 2]`, theta^(-2i/dim) changed by
     /// the scaling.
     pub fn table(&self) -> Rope {
-        let base: Vec<f64> = (0..self.dim / 2)
-            .map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64))
-            .collect();
+        let base = self.frequencies();
         let (freqs, mscale) = match &self.scaling {
             Scaling::None | Scaling::Dynamic { .. } => (base, 1.0),
             Scaling::Linear { factor } => (base.iter().map(|f| f / factor).collect(), 1.0),
@@ -45,6 +43,31 @@ impl RopeConfig {
             mscale: mscale as f32,
             layout: self.layout,
         }
+    }
+
+    /// By how much the llama3 scaling divides each frequency: what a GGUF carries of it.
+    pub(crate) fn llama3_divisors(&self) -> Vec<f32> {
+        let Scaling::Llama3 {
+            factor,
+            low,
+            high,
+            original,
+        } = self.scaling
+        else {
+            return vec![1.0; self.dim / 2];
+        };
+        let divided = |f: f64| f / llama3(f, factor, low, high, original);
+        self.frequencies()
+            .into_iter()
+            .map(|f| divided(f) as f32)
+            .collect()
+    }
+
+    /// theta^(-2i/dim) `[dim / 2]`, before any scaling.
+    fn frequencies(&self) -> Vec<f64> {
+        (0..self.dim / 2)
+            .map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64))
+            .collect()
     }
 
     /// Positions from this one on cannot be computed as the model's authors do.

@@ -336,7 +336,7 @@ pub(crate) fn vector(t: &Tensor, len: Option<usize>) -> Result<Vec<f32>> {
 }
 
 /// The kernels' storage type of a file's tensor.
-fn storage(t: &Tensor) -> Result<Type> {
+pub(crate) fn storage(t: &Tensor) -> Result<Type> {
     let name = t.dtype.name();
     let found = Type::ALL.iter().copied().find(|ty| ty.name() == name);
     found.ok_or_else(|| Error::Tensor {

@@ -12,6 +12,7 @@ mod bpe;
 mod byte_level;
 mod chars;
 pub mod chat;
+mod convert;
 mod decode;
 mod error;
 mod filters;
@@ -39,6 +40,7 @@ mod tokenizer;
 mod tokens;
 mod vocab;
 
+pub use convert::{gguf_keys, hf_files};
 pub use decode::Decoder;
 pub use error::Error;
 pub use find::{TemplateSources, find_template};

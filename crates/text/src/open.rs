@@ -117,7 +117,7 @@ fn starts_with_gguf(path: &Path) -> Result<bool, Error> {
     Ok(start == GGUF)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let fail = |source| Error::Read {
         path: path.to_path_buf(),
         source,
@@ -136,7 +136,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// A side file, or `Null` where there is none.
-fn read_json(path: &Path) -> Result<Value, Error> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     if !path.is_file() {
         return Ok(Value::Null);
     }

@@ -187,6 +187,74 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
     })
 }
 
+/// The pieces of a file with their scores, and whether a space is put before a text.
+pub(crate) fn pieces(bytes: &[u8]) -> Result<(Vocab, Vec<f32>, bool), Error> {
+    let model = read_model(bytes)?;
+    Ok((
+        model.pieces,
+        model.scores,
+        model.normalizer.add_dummy_prefix,
+    ))
+}
+
+/// A file of these pieces (text, score, kind), with byte fallback if there are byte pieces.
+pub(crate) fn bytes<'a>(
+    pieces: impl Iterator<Item = (&'a str, f32, Kind)>,
+    (bos, eos): (Option<u32>, Option<u32>),
+    dummy_prefix: bool,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (mut bytes, mut unknown) = (false, 0);
+    for (id, (text, score, kind)) in pieces.enumerate() {
+        let mut piece = Vec::new();
+        put_bytes(&mut piece, 1, text.as_bytes());
+        put_varint(&mut piece, 2 << 3 | 5);
+        piece.extend(score.to_le_bytes());
+        if kind != Kind::Normal {
+            put_number(&mut piece, 3, kind as i64);
+        }
+        put_bytes(&mut out, 1, &piece);
+        bytes |= kind == Kind::Byte;
+        if kind == Kind::Unknown {
+            unknown = id as i64;
+        }
+    }
+    let id = |id: Option<u32>| id.map_or(-1, i64::from);
+    let mut trainer = Vec::new();
+    put_number(&mut trainer, 3, 2);
+    put_number(&mut trainer, 35, i64::from(bytes));
+    put_number(&mut trainer, 40, unknown);
+    put_number(&mut trainer, 41, id(bos));
+    put_number(&mut trainer, 42, id(eos));
+    put_bytes(&mut out, 2, &trainer);
+    let mut normalizer = Vec::new();
+    put_bytes(&mut normalizer, 1, b"identity");
+    put_number(&mut normalizer, 3, i64::from(dummy_prefix));
+    put_number(&mut normalizer, 4, 0);
+    put_number(&mut normalizer, 5, 1);
+    put_bytes(&mut out, 3, &normalizer);
+    out
+}
+
+fn put_varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn put_number(out: &mut Vec<u8>, field: u64, n: i64) {
+    put_varint(out, field << 3);
+    put_varint(out, n.cast_unsigned());
+}
+
+fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+    put_varint(out, field << 3 | 2);
+    put_varint(out, bytes.len() as u64);
+    out.extend(bytes);
+}
+
 fn damaged(message: &str) -> impl Fn(()) -> Error {
     let what = format!("a field of {message} runs past its end or has an unknown wire type");
     move |()| Error::malformed(FORMAT, what.clone())

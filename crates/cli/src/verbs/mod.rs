@@ -4,13 +4,16 @@
 mod answer;
 mod bench;
 mod completions;
+mod convert;
 mod detokenize;
 mod doctor;
+mod imatrix;
 mod infill;
 mod line;
 mod logits;
 mod man;
 mod perplexity;
+mod quantize;
 mod repl;
 mod run;
 mod sampling;
@@ -33,6 +36,9 @@ pub fn run(verb: Verb) -> Result<()> {
         Verb::Logits(args) => logits::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Convert(args) => convert::run(&args),
+        Verb::Imatrix(args) => imatrix::run(&args),
+        Verb::Quantize(args) => quantize::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Pull(args) => store::pull(&args),
         Verb::List(args) => store::list(&args),

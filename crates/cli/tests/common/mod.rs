@@ -149,7 +149,7 @@ pub fn real_model() -> Option<PathBuf> {
 }
 
 /// All verbs of this release.
-pub const VERBS: [&str; 16] = [
+pub const VERBS: [&str; 19] = [
     "run",
     "tokenize",
     "detokenize",
@@ -157,6 +157,9 @@ pub const VERBS: [&str; 16] = [
     "logits",
     "perplexity",
     "bench",
+    "convert",
+    "quantize",
+    "imatrix",
     "doctor",
     "pull",
     "list",

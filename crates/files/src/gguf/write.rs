@@ -18,13 +18,16 @@ use crate::{Error, Tensor, TensorInfo};
 /// Writes a GGUF file to `out`.
 ///
 /// [`Writer::new`] writes the header; [`Writer::tensor`] takes the data of each tensor, in the
-/// order in which they were announced; [`Writer::finish`] sees that none is missing.
+/// order in which they were announced, or [`Writer::part`] takes it piece by piece;
+/// [`Writer::finish`] sees that none is missing.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
     path: PathBuf,
     tensors: Vec<TensorInfo>,
     next: usize,
+    /// Bytes of the next tensor that were written already.
+    written: usize,
     alignment: usize,
 }
 
@@ -51,6 +54,7 @@ impl<W: Write> Writer<W> {
             path: path.to_path_buf(),
             tensors,
             next: 0,
+            written: 0,
             alignment,
         })
     }
@@ -60,16 +64,35 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// `data` has not the length that was announced, there is no next tensor, or `out` fails.
     pub fn tensor(&mut self, data: &[u8]) -> Result<(), Error> {
+        if let Some(info) = self.tensors.get(self.next) {
+            info.check(self.written.saturating_add(data.len()))?;
+        }
+        self.part(data)
+    }
+
+    /// Writes bytes of the next tensor; with its last one, zeros up to the next multiple of the
+    /// alignment.
+    ///
+    /// # Errors
+    /// `data` is more than is left of the tensor, there is no next tensor, or `out` fails.
+    pub fn part(&mut self, data: &[u8]) -> Result<(), Error> {
         let Some(info) = self.tensors.get(self.next) else {
             let what = format!("more than the {} tensors announced", self.tensors.len());
             return Err(Error::invalid(&self.path, what));
         };
-        info.check(data.len())?;
-        self.next += 1;
-        let padding = vec![0; data.len().next_multiple_of(self.alignment) - data.len()];
-        let written = self.out.write_all(data);
-        let written = written.and_then(|()| self.out.write_all(&padding));
-        written.map_err(|e| Error::io(&self.path, e))
+        let written = self.written.saturating_add(data.len());
+        let bytes = info.bytes().unwrap_or_default();
+        if written > bytes {
+            info.check(written)?;
+        }
+        let mut done = self.out.write_all(data);
+        self.written = written;
+        if written == bytes {
+            (self.next, self.written) = (self.next + 1, 0);
+            let padding = vec![0; bytes.next_multiple_of(self.alignment) - bytes];
+            done = done.and_then(|()| self.out.write_all(&padding));
+        }
+        done.map_err(|e| Error::io(&self.path, e))
     }
 
     /// Ends the file and gives `out` back.
@@ -132,6 +155,14 @@ impl FileWriter {
     /// As for [`Writer::tensor`].
     pub fn tensor(&mut self, data: &[u8]) -> Result<(), Error> {
         self.0.tensor(data)
+    }
+
+    /// As [`Writer::part`].
+    ///
+    /// # Errors
+    /// As for [`Writer::part`].
+    pub fn part(&mut self, data: &[u8]) -> Result<(), Error> {
+        self.0.part(data)
     }
 
     /// Ends the file and moves it into place.

@@ -1,13 +1,15 @@
 //! The block formats, one function per type: the plain reference for everything that is faster.
 //!
-//! Each format stands here as the formula of one value. All multi-byte fields are little-endian,
+//! Each format stands here as the formula of one value, or of eight. All multi-byte fields are little-endian,
 //! `f16` is an IEEE half, `e` is the index of a value in its block. Source: ggml's
 //! `ggml-common.h` and gguf-py's `quants.py`, whose order of operations is kept, so that results
 //! are equal to the last bit. A scale may be zero or negative.
 
+pub(crate) mod grids;
 mod iq4;
 mod kquants;
 mod legacy;
+pub(crate) mod octets;
 
 pub(crate) use iq4::{E2M1_DOUBLED, IQ4_VALUES, e8m0_half};
 pub(crate) use kquants::scales_and_mins;
@@ -52,6 +54,18 @@ pub fn dequantize(ty: Type, data: &[u8], out: &mut [f32]) -> Result<(), Error> {
         Type::IQ4_NL => each(data, out, iq4::iq4_nl),
         Type::IQ4_XS => each(data, out, iq4::iq4_xs),
         Type::MXFP4 => each(data, out, iq4::mxfp4),
+        Type::IQ2_XXS => octets::dequantize::<octets::IQ2_XXS>(data, out),
+        Type::IQ2_XS => octets::dequantize::<octets::IQ2_XS>(data, out),
+        Type::IQ2_S => octets::dequantize::<octets::IQ2_S>(data, out),
+        Type::IQ3_XXS => octets::dequantize::<octets::IQ3_XXS>(data, out),
+        Type::IQ3_S => octets::dequantize::<octets::IQ3_S>(data, out),
+        Type::IQ1_S => octets::dequantize::<octets::IQ1_S>(data, out),
+        Type::IQ1_M => octets::dequantize::<octets::IQ1_M>(data, out),
+        Type::TQ1_0 => octets::dequantize::<octets::TQ1_0>(data, out),
+        Type::TQ2_0 => octets::dequantize::<octets::TQ2_0>(data, out),
+        Type::NVFP4 => octets::dequantize::<octets::NVFP4>(data, out),
+        Type::Q1_0 => octets::dequantize::<octets::Q1_0>(data, out),
+        Type::Q2_0 => octets::dequantize::<octets::Q2_0>(data, out),
     }
     Ok(())
 }
@@ -73,13 +87,13 @@ fn each<const BYTES: usize>(
 
 /// The 16-bit field at byte `at`.
 #[inline(always)]
-fn u16_at<const N: usize>(block: &[u8; N], at: usize) -> u16 {
+fn u16_at(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// The IEEE half at byte `at`.
 #[inline(always)]
-fn f16_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+fn f16_at(block: &[u8], at: usize) -> f32 {
     widen_f16(u16_at(block, at))
 }
 

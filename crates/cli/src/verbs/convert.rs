@@ -1,0 +1,236 @@
+//! `puna convert`: one layout of a model from another.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use model::Source;
+use model::convert::{Input, write_safetensors};
+use model::quantize::{Recipe, Step, Wanted, plan, write};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::args::{ConvertArgs, Format};
+use crate::exit::{Code, failure, usage};
+use crate::{interrupt, load, machine, out};
+
+/// What a directory carries beside its weights.
+const BESIDE: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// Types that `--type` may name.
+const TYPES: [&str; 4] = ["F32", "F16", "BF16", "Q8_0"];
+
+#[derive(Serialize)]
+struct Report {
+    out: String,
+    tensors: usize,
+    bytes_before: u64,
+    bytes: u64,
+    types: Vec<(&'static str, u64)>,
+}
+
+pub fn run(args: &ConvertArgs) -> Result<()> {
+    if !args.adapter.is_empty() {
+        return Err(usage(
+            "--adapter is not in this release",
+            "leave it out: the result would be the bare model",
+        ));
+    }
+    let recipe = args.ty.as_deref().map(recipe).transpose()?;
+    let gguf = args.out.extension().is_some_and(|e| e == "gguf");
+    if !gguf && recipe.is_some_and(|r| !r.base.is_float()) {
+        let what = "a Hugging Face directory holds f32, f16 or bf16";
+        return Err(usage(what, "name a file OUT.gguf for q8_0"));
+    }
+    let path = load::find(&args.input, args.net)?;
+    let input = Input::open(&path)?;
+    let steps = if gguf {
+        to_gguf(args, &input, recipe)?
+    } else {
+        to_directory(args, &input, recipe)?
+    };
+    let steps = steps.ok_or_else(|| failure(Code::Interrupted, "interrupted", ""))?;
+    let report = report(args, &steps);
+    out::print(args.format.format, &report, || describe(&report))
+}
+
+fn recipe(given: &str) -> Result<Recipe> {
+    match TYPES.iter().find(|t| t.eq_ignore_ascii_case(given)) {
+        Some(name) => Ok(name.parse()?),
+        None => Err(usage(
+            format!("--type {given} is none of f32, f16, bf16, q8_0"),
+            "`puna quantize` makes every other type",
+        )),
+    }
+}
+
+/// A model as a GGUF holds it, with its tokenizer.
+pub fn gguf_source(input: &Input) -> Result<Source> {
+    let mut source = input.gguf()?;
+    if let Input::Hf(dir) = input {
+        let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
+        for (key, value) in text::gguf_keys(dir, rows as usize)? {
+            source.metadata.set(key, value);
+        }
+    }
+    Ok(source)
+}
+
+fn threads(args: &ConvertArgs) -> usize {
+    args.threads.unwrap_or_else(machine::threads)
+}
+
+/// One line on stderr for each tensor, where stdout is not for a program.
+fn progress(args: &ConvertArgs) -> impl FnMut(&Step) -> bool {
+    let tell = args.format.format == Format::Text;
+    move |step: &Step| {
+        if tell {
+            out::note(&format!(
+                "{}: {} -> {}",
+                step.info.name, step.from, step.info.dtype
+            ));
+        }
+        !interrupt::asked()
+    }
+}
+
+fn to_gguf(args: &ConvertArgs, input: &Input, recipe: Option<Recipe>) -> Result<Option<Vec<Step>>> {
+    let source = gguf_source(input)?;
+    let wanted = Wanted {
+        recipe,
+        imatrix: None,
+        special: &|_| None,
+        pure: false,
+        head: None,
+        embedding: None,
+        leave_head: false,
+        requantize: true,
+    };
+    let plan = plan(&source, &wanted)?;
+    let mut on_step = progress(args);
+    let work = || {
+        write(
+            &source,
+            &plan,
+            &wanted,
+            &args.out,
+            threads(args),
+            &mut on_step,
+        )
+    };
+    Ok(interrupt::listen(work).0?.map(|plan| plan.steps))
+}
+
+/// A directory under way: it gets its name when it is whole.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After the renaming there is nothing under this name, and before it nothing can be done.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn to_directory(
+    args: &ConvertArgs,
+    input: &Input,
+    recipe: Option<Recipe>,
+) -> Result<Option<Vec<Step>>> {
+    if args.out.exists() {
+        let what = format!("{} exists", args.out.display());
+        return Err(failure(
+            Code::Failed,
+            what,
+            "name a new directory, or NAME.gguf",
+        ));
+    }
+    let mut name = args.out.as_os_str().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = Part(PathBuf::from(name));
+    std::fs::create_dir(&part.0).with_context(|| format!("cannot create {}", part.0.display()))?;
+    let (config, source, steps) = input.hf(recipe.map(|r| r.base))?;
+    put(&part.0, "config.json", format!("{config:#}\n").as_bytes())?;
+    match input {
+        Input::Hf(dir) => beside(&dir.path, &part.0)?,
+        Input::Gguf(gguf) => {
+            for (name, bytes) in text::hf_files(&gguf.metadata)? {
+                put(&part.0, name, &bytes)?;
+            }
+            let generation = generation(&config);
+            put(
+                &part.0,
+                "generation_config.json",
+                format!("{generation:#}\n").as_bytes(),
+            )?;
+        }
+    }
+    let weights = part.0.join(files::safetensors::SINGLE);
+    let mut on_step = progress(args);
+    let work = || write_safetensors(&source, &steps, &weights, threads(args), &mut on_step);
+    let done = interrupt::listen(work).0?;
+    if done.is_some() {
+        std::fs::rename(&part.0, &args.out)
+            .with_context(|| format!("cannot create {}", args.out.display()))?;
+    }
+    Ok(done)
+}
+
+fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn beside(from: &Path, to: &Path) -> Result<()> {
+    for name in BESIDE {
+        let path = from.join(name);
+        if path.is_file() {
+            std::fs::copy(&path, to.join(name))
+                .with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// generation_config.json: what a GGUF says of beginnings and ends.
+fn generation(config: &Value) -> Value {
+    json!({
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+    })
+}
+
+fn report(args: &ConvertArgs, steps: &[Step]) -> Report {
+    let mut types: Vec<(&'static str, u64)> = Vec::new();
+    for step in steps {
+        let name = step.info.dtype.name();
+        match types.iter_mut().find(|t| t.0 == name) {
+            Some(found) => found.1 += step.bytes.1,
+            None => types.push((name, step.bytes.1)),
+        }
+    }
+    types.sort_by_key(|t| std::cmp::Reverse(t.1));
+    Report {
+        out: args.out.display().to_string(),
+        tensors: steps.len(),
+        bytes_before: steps.iter().map(|s| s.bytes.0).sum(),
+        bytes: types.iter().map(|t| t.1).sum(),
+        types,
+    }
+}
+
+fn describe(r: &Report) -> String {
+    let types: Vec<&str> = r.types.iter().map(|t| t.0).collect();
+    format!(
+        "{}: {} tensors, {:.1} MiB ({})",
+        r.out,
+        r.tensors,
+        r.bytes as f64 / f64::from(1 << 20),
+        types.join(", ")
+    )
+}

@@ -1,0 +1,142 @@
+//! A model as what a file of it would hold: metadata, and tensors in that file's names and orders,
+//! whatever file they come from.
+//!
+//! Rows of query and key projections lie as the file's rotary heads want them: in pairs
+//! (interleaved) in GGUF, in halves in Hugging Face's files. A row is moved as bytes, so that any
+//! storage type stays what it is.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use files::gguf::{Gguf, Metadata};
+use files::{Dtype, Tensor, TensorInfo};
+
+/// A model to write.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Metadata of the GGUF that it is, or would be.
+    pub metadata: Metadata,
+    /// Its tensors, in the order of the file.
+    pub tensors: Vec<Piece>,
+}
+
+/// One tensor of a model to write.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// Its name in the new file; its bytes are those of the old one.
+    pub(crate) tensor: Tensor,
+    /// How its rows are to lie.
+    pub(crate) order: Order,
+}
+
+/// How rows move on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// They stay.
+    Same,
+    /// Of each head's rows the first half becomes the even ones: halves to pairs. The number is the
+    /// width of a head.
+    Pairs(usize),
+    /// The other way round.
+    Halves(usize),
+}
+
+impl Order {
+    /// Where the row that comes to stand at `row` lies now.
+    fn from(self, row: usize) -> usize {
+        match self {
+            Order::Same => row,
+            Order::Pairs(head) => {
+                let (first, at) = (row / head * head, row % head);
+                first + at / 2 + at % 2 * (head / 2)
+            }
+            Order::Halves(head) => {
+                let (first, at) = (row / head * head, row % head);
+                first + at % (head / 2) * 2 + at / (head / 2)
+            }
+        }
+    }
+}
+
+impl Piece {
+    /// A tensor as it is.
+    pub(crate) fn same(tensor: Tensor) -> Piece {
+        Piece {
+            tensor,
+            order: Order::Same,
+        }
+    }
+
+    /// Name, type and shape.
+    pub fn info(&self) -> TensorInfo {
+        self.tensor.info()
+    }
+
+    /// Storage type in the old file.
+    pub fn dtype(&self) -> Dtype {
+        self.tensor.dtype
+    }
+
+    /// Bytes in the old file.
+    pub(crate) fn bytes_now(&self) -> u64 {
+        self.tensor.data.len() as u64
+    }
+
+    /// Values in a row; 1 for a scalar, and for a bias whose values move as rows do.
+    pub(crate) fn cols(&self) -> usize {
+        match self.tensor.shape[..] {
+            [_] if self.order != Order::Same => 1,
+            _ => self.tensor.shape.last().copied().unwrap_or(1),
+        }
+    }
+
+    /// Rows of all matrices.
+    pub(crate) fn rows(&self) -> usize {
+        let all: usize = self.tensor.shape.iter().product();
+        all / self.cols().max(1)
+    }
+
+    /// The bytes of some rows, in their new order.
+    pub(crate) fn bytes(&self, rows: Range<usize>) -> Cow<'_, [u8]> {
+        let each = self.tensor.data.len() / self.rows().max(1);
+        let row = |row: usize| &self.tensor.data[row * each..(row + 1) * each];
+        match self.order {
+            Order::Same => Cow::Borrowed(&self.tensor.data[rows.start * each..rows.end * each]),
+            order => Cow::Owned(rows.flat_map(|r| row(order.from(r))).copied().collect()),
+        }
+    }
+}
+
+impl Source {
+    /// A GGUF as it is, of any architecture.
+    pub fn from_gguf(gguf: &Gguf) -> Source {
+        let mut metadata = gguf.metadata.clone();
+        // The new file is in one part.
+        metadata.retain(|key| !key.starts_with("split."));
+        Source {
+            metadata,
+            tensors: gguf.tensors.iter().cloned().map(Piece::same).collect(),
+        }
+    }
+
+    /// Whether it has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.iter().any(|p| p.tensor.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_orders_undo_each_other() {
+        let pairs: Vec<usize> = (0..16).map(|r| Order::Pairs(8).from(r)).collect();
+        assert_eq!(
+            pairs,
+            [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+        );
+        let back: Vec<usize> = (0..16).map(|r| pairs[Order::Halves(8).from(r)]).collect();
+        assert!(back.into_iter().eq(0..16));
+    }
+}

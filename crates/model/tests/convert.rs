@@ -1,0 +1,221 @@
+//! `convert` between Hugging Face directories and GGUF, against llama.cpp's converter.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Capture, MODELS, fixture, kernels, logits};
+use files::gguf::{Gguf, Value};
+use files::hf::HfDir;
+use files::{Dtype, Tensors};
+use kernels::{Compute, Type};
+use model::convert::{Input, write_safetensors};
+use model::quantize::{Collector, Imatrix, Wanted, plan, write};
+use model::{Config, Site, Source};
+
+fn wanted(ty: Option<&str>) -> Wanted<'_> {
+    Wanted {
+        recipe: ty.map(|ty| ty.parse().unwrap()),
+        imatrix: None,
+        special: &|_| None,
+        pure: false,
+        head: None,
+        embedding: None,
+        leave_head: false,
+        requantize: true,
+    }
+}
+
+fn to_gguf(source: &Source, ty: Option<&str>, out: &Path) -> Gguf {
+    let wanted = wanted(ty);
+    let plan = plan(source, &wanted).unwrap();
+    write(source, &plan, &wanted, out, 2, &mut |_| true).unwrap();
+    Gguf::open(out).unwrap()
+}
+
+/// A Hugging Face directory without its tokenizer.
+fn to_hf(input: &Input, ty: Option<Type>, out: &Path) -> HfDir {
+    let (config, source, steps) = input.hf(ty).unwrap();
+    std::fs::create_dir(out).unwrap();
+    std::fs::write(out.join("config.json"), config.to_string()).unwrap();
+    let weights = out.join("model.safetensors");
+    write_safetensors(&source, &steps, &weights, 2, &mut |_| true).unwrap();
+    HfDir::open(out).unwrap()
+}
+
+fn assert_same(a: &Tensors, b: &Tensors, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for t in a {
+        let other = b
+            .get(&t.name)
+            .unwrap_or_else(|| panic!("{what}: {}", t.name));
+        assert_eq!(
+            (t.dtype, &t.shape),
+            (other.dtype, &other.shape),
+            "{what} {}",
+            t.name
+        );
+        if t.name == "rope_freqs.weight" {
+            // The reference rounds to f32 in between.
+            for (a, b) in t.data.chunks_exact(4).zip(other.data.chunks_exact(4)) {
+                let [a, b] = [a, b].map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+                assert!((a / b - 1.0).abs() < 1e-6, "{what}: {a} {b}");
+            }
+            continue;
+        }
+        assert!(*t.data == *other.data, "{what} {}", t.name);
+    }
+}
+
+#[test]
+fn a_directory_becomes_the_reference_converters_gguf() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in MODELS {
+        let dir = HfDir::open(fixture(&format!("models/{name}"))).unwrap();
+        let theirs = Gguf::open(fixture(&format!("gguf/{name}.f32.gguf"))).unwrap();
+        let source = Source::from_hf(&dir).unwrap();
+        let ours = to_gguf(&source, Some("F32"), &folder.path().join("m.gguf"));
+        assert_same(&theirs.tensors, &ours.tensors, name);
+        for (key, value) in theirs.metadata.iter() {
+            if key.starts_with("llama.") || key == "general.architecture" {
+                assert_eq!(ours.metadata.get(key), Some(value), "{name} {key}");
+            }
+        }
+        assert_eq!(ours.metadata.get("general.file_type"), Some(&Value::U32(0)));
+    }
+}
+
+#[test]
+fn there_and_back_every_bit_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in MODELS {
+        let path = fixture(&format!("models/{name}"));
+        let dir = HfDir::open(&path).unwrap();
+        let gguf = folder.path().join(format!("{name}.gguf"));
+        let mixed = dir.tensors.iter().any(|t| t.dtype == Dtype::BF16);
+        to_gguf(&Source::from_hf(&dir).unwrap(), None, &gguf);
+        // Vectors are f32 in a GGUF: a type for all brings them back.
+        let ty = mixed.then_some(Type::BF16);
+        let back = to_hf(&Input::open(&gguf).unwrap(), ty, &folder.path().join(name));
+        let before = Config::from_hf(&dir.config).unwrap();
+        let after = Config::from_hf(&back.config).unwrap();
+        assert_eq!(
+            before,
+            Config {
+                eos: before.eos.clone(),
+                bos: before.bos,
+                ..after
+            }
+        );
+        assert_same(&dir.tensors, &back.tensors, name);
+        // And the GGUF from the directory that came of a GGUF.
+        let again = to_gguf(
+            &Source::from_hf(&back).unwrap(),
+            None,
+            &folder.path().join("b.gguf"),
+        );
+        assert_same(&Gguf::open(&gguf).unwrap().tensors, &again.tensors, name);
+    }
+}
+
+#[test]
+fn quantised_files_become_directories() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = Input::open(&fixture("gguf/q256.Q4_K_M.gguf")).unwrap();
+    let dir = to_hf(&input, None, &folder.path().join("f16"));
+    let types = |dir: &HfDir| -> Vec<&'static str> {
+        let mut types: Vec<_> = dir.tensors.iter().map(|t| t.dtype.name()).collect();
+        types.sort_unstable();
+        types.dedup();
+        types
+    };
+    assert_eq!(types(&dir), ["F16", "F32"]);
+    assert_eq!(dir.config["torch_dtype"], "float16");
+    let wide = to_hf(&input, Some(Type::F32), &folder.path().join("f32"));
+    assert_eq!(types(&wide), ["F32"]);
+    // The same model: f32 holds every quantised value.
+    let ids = [5, 9, 200, 31, 77, 12];
+    let a = model::open(&fixture("gguf/q256.Q4_K_M.gguf"), kernels(Compute::F32, 1)).unwrap();
+    let b = model::open(&wide.path, kernels(Compute::F32, 1)).unwrap();
+    let (a, b) = (logits(&a, &ids, 6, &mut ()), logits(&b, &ids, 6, &mut ()));
+    common::assert_close("logits", &a, &b, 1e-4, 1e-4);
+}
+
+#[test]
+fn what_the_other_layout_cannot_say_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = fixture("models/llama1");
+    let write = |change: &dyn Fn(&mut serde_json::Value)| {
+        let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+        let mut json = serde_json::from_str(&text).unwrap();
+        change(&mut json);
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let weights = folder.path().join("model.safetensors");
+        std::fs::copy(from.join("model.safetensors"), weights).unwrap();
+        Source::from_hf(&HfDir::open(folder.path()).unwrap())
+    };
+    assert!(write(&|_| ()).is_ok());
+    let error = write(&|json| json["hidden_act"] = "gelu".into()).unwrap_err();
+    assert!(error.to_string().contains("silu"), "{error}");
+    let scaling = serde_json::json!({"rope_type": "dynamic", "factor": 2.0});
+    let error = write(&|json| json["rope_scaling"] = scaling.clone()).unwrap_err();
+    assert!(error.to_string().contains("Dynamic"), "{error}");
+}
+
+/// Sums of squares at the places, by hand.
+#[test]
+fn an_importance_matrix_is_the_mean_square_of_inputs() {
+    let path = fixture("gguf/llama3.f32.gguf");
+    let weights = model::open(&path, kernels(Compute::F32, 2)).unwrap();
+    let ids: Vec<u32> = (0..48).map(|i| (i * 37 + 11) % 300).collect();
+    let mut collector = Collector::new(true);
+    logits(&weights, &ids, 7, &mut collector);
+    collector.chunks = (3, 16);
+    let places = [
+        (Site::AttnIn, "attn_k"),
+        (Site::Z, "attn_output"),
+        (Site::MlpIn, "ffn_up"),
+        (Site::MlpPost, "ffn_down"),
+    ];
+    let mut capture = Capture::of(&places.map(|p| p.0));
+    logits(&weights, &ids, 48, &mut capture);
+    let folder = tempfile::tempdir().unwrap();
+    let (new, old) = (folder.path().join("i.gguf"), folder.path().join("i.dat"));
+    collector.write(&new, "ids", false).unwrap();
+    collector.write(&old, "ids", true).unwrap();
+    let (file, list) = (
+        Gguf::open(&new).unwrap(),
+        files::imatrix::read(&old).unwrap(),
+    );
+    // Seven matrices a layer, and the head.
+    assert_eq!(list.entries.len(), 7 * weights.config.layers + 1);
+    assert_eq!((list.chunks, list.dataset.as_str()), (3, "ids"));
+    for ((site, part), layer) in places
+        .iter()
+        .flat_map(|p| (0..weights.config.layers).map(move |l| (p, l)))
+    {
+        let seen = &capture.seen[&(*site, layer)];
+        let cols = seen.len() / ids.len();
+        let name = format!("blk.{layer}.{part}.weight");
+        let sums = file.tensors.get(&format!("{name}.in_sum2")).unwrap();
+        let counts = file.tensors.get(&format!("{name}.counts")).unwrap();
+        assert_eq!(
+            (&sums.shape[..], &counts.shape[..]),
+            (&[1, cols][..], &[1, 1][..])
+        );
+        assert_eq!(*counts.data, 48f32.to_le_bytes());
+        let entry = list.entries.iter().find(|e| e.name == name).unwrap();
+        assert_eq!(entry.calls, 3);
+        for (c, sum) in sums.data.as_chunks::<4>().0.iter().enumerate() {
+            let column = seen.iter().skip(c).step_by(cols);
+            let want: f64 = column.map(|x| f64::from(*x).powi(2)).sum();
+            let close = |got: f32, want: f64| (f64::from(got) - want).abs() <= 1e-6 * want;
+            assert!(close(f32::from_le_bytes(*sum), want), "{name} {c}");
+            assert!(close(entry.values[c], want * 3.0 / 48.0), "{name} {c}");
+        }
+    }
+    assert_eq!(
+        Imatrix::open(&new).unwrap().len(),
+        Imatrix::open(&old).unwrap().len()
+    );
+}
