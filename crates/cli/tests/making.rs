@@ -120,7 +120,8 @@ fn a_directory_becomes_a_gguf_and_a_directory_again() {
             .run(&["convert", &dir, &gguf, "--format", "json"])
             .json();
         assert_eq!(json["types"][0][0], "F32");
-        home.run(&["convert", &gguf, &back]).succeeded();
+        home.run(&["convert", &gguf, &format!("{back}/")])
+            .succeeded();
         let ids = |model: &str| {
             let args = [
                 "tokenize",

@@ -35,7 +35,7 @@ pub struct Llama2c {
     /// The numbers of its header.
     pub config: Header,
     /// The weights, under the names that Meta's checkpoints have. In version 2 a matrix `X.weight`
-    /// is I8, and `X.scales` has one f32 for each [`Llama2c::group`] of its elements.
+    /// is I8, and `X.scales` has one f32 for each [`Header::group`] of its elements.
     pub tensors: Tensors,
 }
 

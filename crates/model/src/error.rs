@@ -15,6 +15,14 @@ pub enum Error {
     /// A key of the configuration is missing, has the wrong type, or is out of range.
     #[error("model configuration: {0}")]
     Config(String),
+    /// A name that is no type to quantise to.
+    #[error("no type `{given}`; there are {known}")]
+    Recipe {
+        /// The name as given.
+        given: String,
+        /// All names.
+        known: String,
+    },
     /// A key or tensor would change the result and is not implemented.
     #[error("not implemented: {0}; refusing to compute something else")]
     NotImplemented(String),

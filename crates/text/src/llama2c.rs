@@ -3,7 +3,7 @@
 //! ```text
 //! i32 longest token | for each token: f32 score, i32 length, bytes
 //! ```
-//! Pieces have plain spaces, the markers 1 and 2 stand between line breaks ("\n<s>\n"), a byte is
+//! Pieces have plain spaces, the markers 1 and 2 stand between line breaks (`"\n<s>\n"`), a byte is
 //! spelled "<0x0A>". How many tokens there are is not written: they end with the file. (Layout and
 //! meaning after `tokenizer.py` and `run.c` of karpathy/llama2.c.)
 

@@ -150,7 +150,9 @@ fn to_directory(
             "name a new directory, or NAME.gguf",
         ));
     }
-    let mut name = args.out.as_os_str().to_owned();
+    // Collected, a path has no slash at its end.
+    let out: PathBuf = args.out.components().collect();
+    let mut name = out.into_os_string();
     name.push(format!(".{}.part", std::process::id()));
     let part = Part(PathBuf::from(name));
     std::fs::create_dir(&part.0).with_context(|| format!("cannot create {}", part.0.display()))?;

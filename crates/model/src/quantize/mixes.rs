@@ -83,7 +83,10 @@ impl FromStr for Recipe {
             .find(|r| r.name.eq_ignore_ascii_case(name))
             .ok_or_else(|| {
                 let names: Vec<&str> = recipes().map(|r| r.name).collect();
-                Error::Config(format!("no type `{given}`; there are {}", names.join(", ")))
+                Error::Recipe {
+                    given: given.into(),
+                    known: names.join(", "),
+                }
             })
     }
 }
