@@ -42,7 +42,7 @@ fn is_the_page(name: &str, page: &str) {
 }
 
 /// Formats of model files: what is read of them, and what that is compared with.
-const FORMATS: [(&str, &str, &str); 2] = [
+const FORMATS: [(&str, &str, &str); 6] = [
     (
         "GGUF 2 and 3, split or whole",
         "one file, or all parts beside the first; nothing is copied but norms and biases",
@@ -50,8 +50,28 @@ const FORMATS: [(&str, &str, &str); 2] = [
     ),
     (
         "Hugging Face directory",
-        "config.json, safetensors (one file or shards), tokenizer and template",
+        "config.json, safetensors or pytorch_model.bin (one file or shards), tokenizer and template",
         "transformers' checkpoints, in the configurations of versions 4 and 5; hostile files",
+    ),
+    (
+        "8-bit floats, GPTQ, AWQ, bitsandbytes",
+        "safetensors of such a directory, repacked when they are opened where that loses nothing",
+        "files made by the published layouts, against a computation in double precision; hostile files",
+    ),
+    (
+        "Meta's directory",
+        "params.json, any number of consolidated.*.pth, tokenizer.model of both kinds; parts cut by columns are copied",
+        "transformers' logits (Llama 1 in two parts), a computation in double precision; hostile files",
+    ),
+    (
+        "PyTorch's file",
+        "the zip of version 1.6 and later: closed lists of opcodes and of names, nothing is run",
+        "as above; files of other programs, by hand",
+    ),
+    (
+        "llama2.c",
+        "versions 0, 1 and 2, with tokenizer.bin beside",
+        "a computation in double precision; a real checkpoint, by hand; hostile files",
     ),
 ];
 
