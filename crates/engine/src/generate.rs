@@ -408,7 +408,7 @@ impl<'s> Run<'s> {
         &mut self,
         guess: &[u32],
         on: &mut dyn FnMut(Event) -> Flow,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<model::Logits, Error> {
         let reading_prompt = self.generated() == 0;
         let cancel = self.params.cancel.as_deref();
         let mut before_pass = |progress| {

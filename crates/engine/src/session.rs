@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use kernels::KvType;
-use model::{Batch, Cache, Chunk, Probe, Rows, Seq, Weights};
+use model::{Batch, Cache, Chunk, Logits, Probe, Rows, Seq, Weights};
 use text::Tokenizer;
 
 use crate::error::Error;
@@ -37,7 +37,7 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 pub struct Advance {
     /// `[vocab]`: logits that follow the prefix.
-    pub logits: Vec<f32>,
+    pub logits: Logits,
     /// Tokens of the prefix that did not have to be run.
     pub cached: usize,
 }
@@ -63,7 +63,7 @@ pub struct Session {
 /// What [`Session::advance_guessing`] found.
 pub(crate) struct Guessed {
     /// `[rows, vocab]`: after the prefix, and after each guessed token.
-    pub(crate) logits: Vec<f32>,
+    pub(crate) logits: Logits,
     /// 1, or with the guess 1 more for each of its tokens.
     pub(crate) rows: usize,
     /// Tokens of the prefix that did not have to be run.
@@ -245,7 +245,7 @@ impl Session {
         ids: &[u32],
         rows: Rows,
         probe: &mut P,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<Logits, Error> {
         let start = self.held.len();
         let position = u32::try_from(start).map_err(|_| Error::ContextFull {
             needed: start,

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 
 /// A cache line, the widest vector.
 #[derive(Clone, Copy)]
@@ -52,7 +53,13 @@ impl<T: Plain> Buffer<T> {
     /// memory of many pages costs as much as filling it.
     pub(crate) fn used(len: usize) -> Buffer<T> {
         let mut all = SPARE.take();
-        let lines = all.pop().unwrap_or_default();
+        // The smallest that is large enough; the shortest comes first.
+        let need = len.div_ceil(64 / size_of::<T>());
+        let fit = all.partition_point(|lines| lines.len() < need);
+        let lines = match fit < all.len() {
+            true => all.remove(fit),
+            false => Vec::new(),
+        };
         SPARE.set(all);
         let mut buffer = Buffer {
             len: lines.len() * (64 / size_of::<T>()),
@@ -89,7 +96,7 @@ impl<T: Plain> Buffer<T> {
 }
 
 /// Buffers kept by a thread for its next use of `Buffer::used`.
-const SPARES: usize = 8;
+const SPARES: usize = 16;
 
 thread_local! {
     static SPARE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
@@ -101,8 +108,11 @@ impl<T> Drop for Buffer<T> {
         // A thread that ends has no spares any more.
         let _ = SPARE.try_with(|spare| {
             let mut all = spare.take();
-            if !lines.is_empty() && all.len() < SPARES {
-                all.push(lines);
+            if !lines.is_empty() {
+                all.insert(all.partition_point(|l| l.len() < lines.len()), lines);
+            }
+            if all.len() > SPARES {
+                all.remove(0);
             }
             spare.set(all);
         });
@@ -112,6 +122,32 @@ impl<T> Drop for Buffer<T> {
 impl<T> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Buffer({})", self.len)
+    }
+}
+
+/// Numbers that a pass computes, in memory that the thread's next ones use again: new memory of many
+/// pages costs as much as filling it.
+#[derive(Debug)]
+pub struct Workspace(Buffer<f32>);
+
+impl Workspace {
+    /// `len` numbers, of which nothing is known.
+    pub fn new(len: usize) -> Workspace {
+        Workspace(Buffer::used(len))
+    }
+}
+
+impl Deref for Workspace {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.0.as_ref()
+    }
+}
+
+impl DerefMut for Workspace {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.0.as_mut()
     }
 }
 

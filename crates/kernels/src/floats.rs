@@ -103,9 +103,6 @@ impl<S: Simd> Tiles<S> for MeetFloats<'_> {
     }
 }
 
-/// How far ahead of its use memory is asked for.
-const AHEAD: usize = 4 << 10;
-
 /// Rows of bfloat16 with one token, straight from their bytes and in their order: one stream of
 /// memory, which a single sum of a row's products keeps up with.
 #[inline(always)]
@@ -117,7 +114,7 @@ pub(crate) fn half_rows<S: Simd>(s: S, job: &Job<'_>) {
             let mut sum = s.splat(0.0);
             let (full, rest) = job.w.row(row).as_chunks::<64>();
             for (w, x) in full.iter().zip(x) {
-                s.prefetch(w.as_ptr().wrapping_add(AHEAD));
+                s.prefetch(w.as_ptr().wrapping_add(tiles::AHEAD));
                 sum = s.dot_bf16(sum, s.bytes(w), s.bytes(x));
             }
             if let Some(x) = x.get(full.len()) {

@@ -67,21 +67,23 @@ impl<S: Simd, F: Format> Dot<'_, S, F> {
     }
 }
 
-/// How far ahead of its use memory is asked for: what arrives in the time that it takes to arrive.
+/// How far ahead of its use memory is asked for by rows that are unpacked into a panel: the tiles before
+/// have asked for most of it.
 const AHEAD: usize = 4 << 10;
 
-/// Asks for the bytes that lie `AHEAD` of `data`: the rows lie behind each other.
+/// Asks for the bytes that lie `ahead` of `data`: the rows lie behind each other, and after the last of a
+/// matrix mostly come those of the next.
 #[inline(always)]
-fn ask_ahead<S: Simd>(s: S, data: &[u8]) {
+fn ask_ahead<S: Simd>(s: S, data: &[u8], ahead: usize) {
     for at in (0..data.len()).step_by(64) {
-        s.prefetch(data.as_ptr().wrapping_add(AHEAD + at));
+        s.prefetch(data.as_ptr().wrapping_add(ahead + at));
     }
 }
 
 impl<S: Simd, F: Format> Take<S> for Dot<'_, S, F> {
     #[inline(always)]
     fn reading(&mut self, s: S, data: &[u8]) {
-        ask_ahead(s, data);
+        ask_ahead(s, data, tiles::AHEAD);
     }
 
     #[inline(always)]
@@ -202,7 +204,7 @@ impl<F: Format> Keep<'_, F> {
 impl<S: Simd, F: Format> Take<S> for Keep<'_, F> {
     #[inline(always)]
     fn reading(&mut self, s: S, data: &[u8]) {
-        ask_ahead(s, data);
+        ask_ahead(s, data, AHEAD);
     }
 
     #[inline(always)]

@@ -44,6 +44,7 @@ mod unpack;
 pub use activations::Activations;
 pub use attention::Attend;
 pub use blocks::dequantize;
+pub use buffer::Workspace;
 pub use error::Error;
 pub use kv::{KvLayout, KvType};
 pub use level::{Compute, Level};

@@ -30,7 +30,7 @@ const PANEL_BYTES: usize = 256 << 10;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
 /// Tokens that do not need a larger panel than one of few rows.
-const FEW: usize = 24;
+pub(crate) const FEW: usize = 24;
 
 /// Some rows of one product, the work of one task.
 pub(crate) struct Job<'a> {
@@ -95,7 +95,7 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
 fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     // A few tokens meet each row a few times: their panel should stay close.
     let bytes = if job.x.n <= FEW { 0 } else { PANEL_BYTES };
-    let most = (bytes / row_bytes.max(1)).max(ROWS);
+    let most = (bytes / row_bytes.max(1)).max(2 * ROWS);
     // Of one size, since each panel passes over all activations.
     let parts = job.rows.len().div_ceil(most).max(1);
     let step = job.rows.len().div_ceil(parts).next_multiple_of(ROWS);

@@ -2,12 +2,16 @@
 //! that what is met again soon stays in the nearest cache.
 
 use crate::buffer::Buffer;
-use crate::matmul::Job;
+use crate::matmul::{FEW, Job};
 use crate::simd::{LANES, Simd, four};
 use std::ops::Range;
 
 /// Rows of a panel are a multiple of every tile's rows.
 pub(crate) const ROWS: usize = 4;
+
+/// How far ahead of its use memory is asked for where rows meet one token: far more than what comes in
+/// the time that it takes to come, since it comes in bursts.
+pub(crate) const AHEAD: usize = 12 << 10;
 
 /// Products of a panel with the activations.
 pub(crate) trait Tiles<S: Simd> {
@@ -36,27 +40,55 @@ pub(crate) struct Visits<'a> {
 }
 
 impl Visits<'_> {
+    /// Tokens that meet some columns of all rows before the next columns.
+    fn together(&self) -> usize {
+        let n = self.job.x.n;
+        if n <= FEW { n } else { self.near.1 }
+    }
+
     /// Room for the sums of `run`.
     pub(crate) fn sums<'b>(&self, to: &'b mut Buffer<f32>) -> &'b mut [[f32; LANES]] {
         let rows = self.rows.len().next_multiple_of(ROWS);
-        to.ensure(rows * self.near.1 * LANES).as_chunks_mut().0
+        to.ensure(rows * self.together() * LANES).as_chunks_mut().0
     }
 
-    /// Does all products. Sums between visits lie as `[rows][tokens at a time]`.
+    /// Does all products. Sums between visits lie as `[rows][tokens together]`.
+    ///
+    /// The bytes of the next panel are asked for meanwhile, some at each visit, so that memory and
+    /// arithmetic are busy at the same time.
     #[inline(always)]
     pub(crate) fn run<S: Simd>(&self, s: S, panel: &impl Tiles<S>, sums: &mut [[f32; LANES]]) {
         let rows = self.rows.len().next_multiple_of(ROWS);
         let n = self.job.x.n;
-        for first in (0..n).step_by(self.near.1) {
-            let tokens = first..n.min(first + self.near.1);
+        let mut ahead = Ahead::new(self);
+        for first in (0..n).step_by(self.together()) {
+            let all = first..n.min(first + self.together());
             for column in (0..self.columns).step_by(self.near.0) {
                 let columns = column..self.columns.min(column + self.near.0);
-                for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
-                    let visit = (tokens.clone(), columns.clone());
-                    if S::WIDE {
-                        self.row::<S, _, 4>(s, panel, row, visit, sums);
-                    } else {
-                        self.row::<S, _, 2>(s, panel, row, visit, sums);
+                for token in all.clone().step_by(self.near.1) {
+                    let tokens = token..all.end.min(token + self.near.1);
+                    for row in (0..rows).step_by(if S::WIDE { 4 } else { 2 }) {
+                        let visit = (tokens.clone(), columns.clone());
+                        let sums = &mut sums[row * self.together()..];
+                        if S::WIDE {
+                            self.row::<S, _, 4>(
+                                s,
+                                panel,
+                                row,
+                                visit,
+                                &mut sums[4 * (token - first)..],
+                                &mut ahead,
+                            );
+                        } else {
+                            self.row::<S, _, 2>(
+                                s,
+                                panel,
+                                row,
+                                visit,
+                                &mut sums[2 * (token - first)..],
+                                &mut ahead,
+                            );
+                        }
                     }
                 }
             }
@@ -72,6 +104,7 @@ impl Visits<'_> {
         row: usize,
         (tokens, columns): (Range<usize>, Range<usize>),
         sums: &mut [[f32; LANES]],
+        ahead: &mut Ahead,
     ) {
         let mut t = tokens.start;
         while t < tokens.end {
@@ -83,8 +116,9 @@ impl Visits<'_> {
             } else {
                 left.min(most)
             };
-            let place = row * self.near.1 + R * (t - tokens.start);
-            let (at, columns, kept) = ((row, t), columns.clone(), &mut sums[place..]);
+            ahead.ask(s);
+            let kept = &mut sums[R * (t - tokens.start)..];
+            let (at, columns) = ((row, t), columns.clone());
             match some {
                 4 if most == 4 => self.tile::<S, P, R, 4>(s, panel, at, columns, kept),
                 3 if most >= 3 => self.tile::<S, P, R, 3>(s, panel, at, columns, kept),
@@ -145,6 +179,48 @@ impl Visits<'_> {
         for (t, token) in (token..token + T).enumerate() {
             put(s, self.job, (row, token), of(t), R);
         }
+    }
+}
+
+/// The bytes of the panel after one, to be asked for line by line.
+struct Ahead {
+    at: *const u8,
+    lines: usize,
+    /// Lines a visit.
+    share: usize,
+}
+
+impl Ahead {
+    fn new(visits: &Visits<'_>) -> Ahead {
+        let (job, rows) = (visits.job, &visits.rows);
+        let next = rows.end..job.rows.end.min(rows.end + rows.len());
+        if next.is_empty() {
+            return Ahead {
+                at: std::ptr::null(),
+                lines: 0,
+                share: 0,
+            };
+        }
+        let first = job.w.row(next.start);
+        let lines = (next.len() * first.len()).div_ceil(64);
+        let count = rows.len().div_ceil(ROWS)
+            * visits.columns.div_ceil(visits.near.0)
+            * job.x.n.div_ceil(3);
+        Ahead {
+            at: first.as_ptr(),
+            lines,
+            share: lines.div_ceil(count.max(1)),
+        }
+    }
+
+    /// The next share.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S) {
+        for _ in 0..self.share.min(self.lines) {
+            s.prefetch(self.at);
+            self.at = self.at.wrapping_add(64);
+        }
+        self.lines = self.lines.saturating_sub(self.share);
     }
 }
 

@@ -1,5 +1,10 @@
 //! What one forward pass is asked to compute.
 
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use kernels::Workspace;
+
 use crate::cache::{Cache, Seq};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -151,7 +156,50 @@ pub struct Outputs {
 #[derive(Debug, Default)]
 pub struct ChunkOut {
     /// `[rows, vocab]`; empty if logits were not wanted.
-    pub logits: Vec<f32>,
+    pub logits: Logits,
     /// `[rows, hidden]` after the final norm; empty if hidden states were not wanted.
     pub hidden: Vec<f32>,
+}
+
+/// Rows of logits, a part of those of a pass: its memory is used again once nobody holds any of them.
+#[derive(Clone, Default)]
+pub struct Logits {
+    all: Option<Arc<Workspace>>,
+    rows: Range<usize>,
+}
+
+impl Logits {
+    /// A part of the logits of a pass.
+    pub(crate) fn new(all: &Arc<Workspace>, rows: Range<usize>) -> Logits {
+        Logits {
+            all: Some(all.clone()),
+            rows,
+        }
+    }
+}
+
+impl Deref for Logits {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.all.as_ref().map_or(&[], |all| &all[self.rows.clone()])
+    }
+}
+
+impl PartialEq for Logits {
+    fn eq(&self, other: &Logits) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl PartialEq<Vec<f32>> for Logits {
+    fn eq(&self, other: &Vec<f32>) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl std::fmt::Debug for Logits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self[..].fmt(f)
+    }
 }

@@ -9,12 +9,13 @@
 //! `kernels` touches single values.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use kernels::{Attend, Kernels, KvLayout, Product, Type};
+use kernels::{Attend, Kernels, KvLayout, Product, Type, Workspace};
 
 use crate::adapter::Target;
 use crate::arch::Arch;
-use crate::batch::{Batch, Chunk, ChunkOut, Input, Outputs};
+use crate::batch::{Batch, Chunk, ChunkOut, Input, Logits, Outputs};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -53,18 +54,18 @@ pub fn forward<P: Probe>(
 /// Memory for what a layer computes, used by all layers in turn; rows of (n, ...).
 pub(crate) struct Room {
     /// Hidden rows: into and out of a block.
-    pub(crate) a: Vec<f32>,
-    pub(crate) q: Vec<f32>,
-    pub(crate) k: Vec<f32>,
-    v: Vec<f32>,
-    z: Vec<f32>,
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
+    pub(crate) a: Workspace,
+    pub(crate) q: Workspace,
+    pub(crate) k: Workspace,
+    v: Workspace,
+    z: Workspace,
+    pub(crate) gate: Workspace,
+    pub(crate) up: Workspace,
 }
 
 impl Room {
     fn new(c: &Config, n: usize) -> Room {
-        let rows = |cols: usize| vec![0.0; n * cols];
+        let rows = |cols: usize| Workspace::new(n * cols);
         // Where all layers have experts, no tensor has shown the width of an MLP to be sound.
         let dense = (0..c.layers).any(|i| c.experts_of(i).is_none());
         let f = if dense { c.ffn } else { 0 };
@@ -195,9 +196,9 @@ impl<'a, P: Probe> Pass<'a, P> {
         }
     }
 
-    fn embed(&mut self) -> Result<Vec<f32>> {
+    fn embed(&mut self) -> Result<Workspace> {
         let d = self.w.config.hidden;
-        let mut x = vec![0.0; self.n() * d];
+        let mut x = Workspace::new(self.n() * d);
         for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
             let out = &mut x[r.start * d..r.end * d];
             match &c.input {
@@ -209,7 +210,7 @@ impl<'a, P: Probe> Pass<'a, P> {
             let offset = POSITION_OFFSET as u32;
             let rows = self.plan.positions.iter();
             let rows: Vec<u32> = rows.map(|p| p.saturating_add(offset)).collect();
-            let mut learned = vec![0.0; x.len()];
+            let mut learned = Workspace::new(x.len());
             self.k.embed(table.matrix()?, &rows, &mut learned)?;
             self.k.add(&mut x, &learned);
         }
@@ -337,7 +338,7 @@ impl<'a, P: Probe> Pass<'a, P> {
         &self,
         i: usize,
         x: &[f32],
-        outs: &mut [(Target, &Linear, &mut Vec<f32>)],
+        outs: &mut [(Target, &Linear, &mut [f32])],
     ) -> Result<()> {
         let cols = outs[0].1.cols;
         let products = outs.iter_mut().map(|(_, l, out)| (*l, &mut out[..]));
@@ -467,20 +468,24 @@ impl<'a, P: Probe> Pass<'a, P> {
             }
             let hidden = if c.hidden { rows.to_vec() } else { Vec::new() };
             outs.push(ChunkOut {
-                logits: Vec::new(),
+                logits: Logits::default(),
                 hidden,
             });
         }
-        let mut logits = vec![0.0; input.len() / d * vocab];
+        let mut logits = Workspace::new(input.len() / d * vocab);
         multiply(self.k, &input, [(&self.w.head, &mut logits[..])])?;
         if everything {
             self.see(Site::Logits, 0, &[vocab], &mut logits);
         }
-        for (c, out) in self.plan.chunks.iter().zip(&mut outs).rev() {
-            let len = c.wanted().len() * vocab;
+        let logits = Arc::new(logits);
+        let mut at = 0;
+        for (c, out) in self.plan.chunks.iter().zip(&mut outs) {
+            let rows = at..at + c.wanted().len() * vocab;
             if c.logits || everything {
-                let own = logits.split_off(logits.len() - len);
-                out.logits = if c.logits { own } else { Vec::new() };
+                at = rows.end;
+            }
+            if c.logits {
+                out.logits = Logits::new(&logits, rows);
             }
         }
         Ok(Outputs { chunks: outs })

@@ -132,13 +132,8 @@ pub fn logits_in_chunks(
         let batch = Batch {
             chunks: vec![Chunk::tokens(seq, start, part, rows)],
         };
-        out.extend(
-            model::forward(w, &batch, cache, probe)
-                .unwrap()
-                .chunks
-                .remove(0)
-                .logits,
-        );
+        let got = model::forward(w, &batch, cache, probe).unwrap();
+        out.extend_from_slice(&got.chunks[0].logits);
     }
     out
 }
