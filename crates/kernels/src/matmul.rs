@@ -27,6 +27,8 @@ use std::ops::Range;
 
 /// Panel size in bytes: a share of a core's second-level cache.
 const PANEL_BYTES: usize = 256 << 10;
+/// Rows of a panel, where it has to be twice as large for them.
+const PANEL_ROWS: usize = 48;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
 /// Tokens that do not need a larger panel than one of few rows.
@@ -93,9 +95,15 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
 
 /// The task's rows in parts that fit a panel.
 fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>> {
-    // A few tokens meet each row a few times: their panel should stay close.
-    let bytes = if job.x.n <= FEW { 0 } else { PANEL_BYTES };
-    let most = (bytes / row_bytes.max(1)).max(2 * ROWS);
+    let fit = |bytes: usize| bytes / row_bytes.max(1);
+    let most = if job.x.n <= FEW {
+        // A few tokens meet each row a few times: their panel should stay close.
+        2 * ROWS
+    } else {
+        // Activations of long rows come from a far cache for each panel: it should have some rows.
+        fit(PANEL_BYTES).max(PANEL_ROWS.min(fit(2 * PANEL_BYTES)))
+    };
+    let most = most.max(ROWS);
     // Of one size, since each panel passes over all activations.
     let parts = job.rows.len().div_ceil(most).max(1);
     let step = job.rows.len().div_ceil(parts).next_multiple_of(ROWS);
