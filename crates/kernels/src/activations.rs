@@ -10,6 +10,7 @@ use crate::buffer::{Buffer, Shared};
 use crate::layout::Layout;
 use crate::simd::{LANES, Simd, array, four};
 use crate::unpack;
+use std::ops::Range;
 
 /// Largest magnitude of a rounded activation.
 const Q_MAX: f32 = 127.0;
@@ -245,31 +246,35 @@ impl Tasks<'_> {
     }
 }
 
-/// Prepares one token's row in all forms.
+/// Prepares the rows of some tokens in all forms.
 ///
 /// # Safety
-/// Nobody else accesses this token's rows during the call.
+/// Nobody else accesses these tokens' rows during the call.
 #[inline(always)]
-pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
-    let x = &tasks.x[token * tasks.cols..(token + 1) * tasks.cols];
+pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, tokens: Range<usize>) {
+    let cols = tasks.cols;
+    let x = &tasks.x[tokens.start * cols..tokens.end * cols];
     for p in tasks.rounded.iter().flatten() {
         let len = p.layout.steps() * Step::lines(p.layout.vectors) * 64;
-        // SAFETY: this part belongs to this token only, to which the caller has sole access.
-        let to = unsafe { p.lines.part(token * len, len) }.as_chunks_mut().0;
+        // SAFETY: these parts belong to these tokens only, to which the caller has sole access.
+        let to = unsafe { p.lines.part(tokens.start * len, tokens.len() * len) };
+        let to = to.as_chunks_mut().0;
         if p.block == 32 {
-            round::<S, 32>(s, x, p.layout, to);
+            round::<S, 32>(s, x, cols, p.layout, to);
         } else {
-            round::<S, 16>(s, x, p.layout, to);
+            round::<S, 16>(s, x, cols, p.layout, to);
         }
     }
     if let Some(halves) = &tasks.halves {
-        for (part, x) in x.chunks(HALVES_PART * 2 * LANES).enumerate() {
-            let (at, len) = halves_place(tasks.n, tasks.cols, token, part);
-            // SAFETY: as above.
-            let to = unsafe { halves.part(at * 64, len * 64) };
-            to[2 * x.len()..].fill(0);
-            for (to, x) in to.as_chunks_mut().0.iter_mut().zip(x) {
-                *to = bfloat(*x).to_le_bytes();
+        for (token, x) in tokens.zip(x.chunks_exact(cols)) {
+            for (part, x) in x.chunks(HALVES_PART * 2 * LANES).enumerate() {
+                let (at, len) = halves_place(tasks.n, cols, token, part);
+                // SAFETY: as above.
+                let to = unsafe { halves.part(at * 64, len * 64) };
+                to[2 * x.len()..].fill(0);
+                for (to, x) in to.as_chunks_mut().0.iter_mut().zip(x) {
+                    *to = bfloat(*x).to_le_bytes();
+                }
             }
         }
     }
@@ -287,51 +292,73 @@ fn bfloat(x: f32) -> u16 {
     }
 }
 
-/// Rounds one row in blocks of `BLOCK` values.
+/// Rounds rows of `cols` values in blocks of `BLOCK`.
 #[inline(always)]
-fn round<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, to: &mut [[u8; 64]]) {
-    let (groups, pairs) = to.split_at_mut(layout.groups * Step::lines(layout.vectors));
-    let (x, rest) = x.split_at(x.len().min(layout.groups * LANES * BLOCK));
-    for (x, to) in x
-        .chunks(LANES * BLOCK)
-        .zip(groups.chunks_exact_mut(Step::lines(layout.vectors)))
-    {
-        let (q, d) = if x.len() == LANES * BLOCK {
-            round_lanes::<S, BLOCK>(s, x)
-        } else {
-            round_lanes::<S, BLOCK>(s, &padded(x))
-        };
-        put(s, to, &q[..layout.vectors], d);
+fn round<S: Simd, const BLOCK: usize>(
+    s: S,
+    x: &[f32],
+    cols: usize,
+    layout: Layout,
+    to: &mut [[u8; 64]],
+) {
+    let step = Step::lines(layout.vectors);
+    let (values, lines) = (layout.groups * LANES * BLOCK, layout.steps() * step);
+    for (x, to) in x.chunks_exact(cols).zip(to.chunks_exact_mut(lines)) {
+        let groups = x[..cols.min(values)].chunks(LANES * BLOCK);
+        for (x, to) in groups.zip(to.chunks_exact_mut(step)) {
+            let (q, d) = if x.len() == LANES * BLOCK {
+                round_lanes::<S, BLOCK>(s, x)
+            } else {
+                round_lanes::<S, BLOCK>(s, &padded([x]))
+            };
+            put(s, to, &q[..layout.vectors], d);
+        }
     }
-    if rest.is_empty() {
+    if layout.pairs == 0 {
         return;
     }
-    // The blocks of the pairs are the first of a group, in lanes 0, 4, 8 and 12.
-    let (q, d) = round_lanes::<S, BLOCK>(s, &padded(rest));
-    let (mut bytes, mut scales) = ([[0; 64]; 8], [0.0; LANES]);
-    for (q, to) in q.iter().zip(&mut bytes) {
-        s.store_bytes(*q, to);
-    }
-    s.store(d, &mut scales);
-    let per = BLOCK / 4;
-    for (p, to) in pairs
-        .chunks_exact_mut(Step::lines(layout.vectors))
-        .enumerate()
-    {
-        let mut q = [0; 64];
-        for (i, word) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *word = bytes[i % per].as_chunks().0[4 * (2 * p + i / per) % LANES];
+    // What rows leave beyond their groups fills a group of several rows' blocks.
+    let blocks = (cols - values) / BLOCK;
+    let some = LANES / blocks;
+    for (x, to) in x.chunks(some * cols).zip(to.chunks_mut(some * lines)) {
+        let rests = x.chunks_exact(cols).map(|x| &x[values..]);
+        let (q, d) = round_lanes::<S, BLOCK>(s, &padded(rests));
+        let (mut bytes, mut scales) = ([[0; 64]; 8], [0.0; LANES]);
+        for (q, to) in q.iter().zip(&mut bytes) {
+            s.store_bytes(*q, to);
         }
-        let d = s.load(&array(|i| scales[4 * (2 * p + i / per) % LANES]));
-        put(s, to, &[s.bytes(&q)], d);
+        s.store(d, &mut scales);
+        for (row, to) in to.chunks_exact_mut(lines).enumerate() {
+            let pairs = to[layout.groups * step..].chunks_exact_mut(step);
+            for (p, to) in pairs.enumerate() {
+                // Block b of this row, where it is one, and its lane.
+                let lane = |b: usize| {
+                    let at = row * blocks + b;
+                    (b < blocks).then_some(4 * (at % 4) + at / 4)
+                };
+                let per = BLOCK / 4;
+                let mut q = [0; 64];
+                for (i, word) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                    if let Some(lane) = lane(2 * p + i / per) {
+                        *word = bytes[i % per].as_chunks().0[lane];
+                    }
+                }
+                let d = array(|i| lane(2 * p + i / per).map_or(0.0, |lane| scales[lane]));
+                put(s, to, &[s.bytes(&q)], s.load(&d));
+            }
+        }
     }
 }
 
-/// A group's values, filled up with zeros.
+/// The values of a group behind each other, filled up with zeros.
 #[inline(always)]
-fn padded(x: &[f32]) -> [f32; LANES * 32] {
+fn padded<'a>(parts: impl IntoIterator<Item = &'a [f32]>) -> [f32; LANES * 32] {
     let mut all = [0.0; LANES * 32];
-    all[..x.len()].copy_from_slice(x);
+    let mut at = 0;
+    for part in parts {
+        all[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
     all
 }
 

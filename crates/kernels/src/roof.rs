@@ -21,6 +21,10 @@ const SMALL_PRODUCTS: usize = 64 << 10;
 /// Multiplications that are worth a task of their own: some ten microseconds.
 const TASK_PRODUCTS: usize = 256 << 10;
 
+/// Tokens whose activations are prepared together, and from how many on.
+const TOGETHER: usize = 8;
+const MANY: usize = 32;
+
 /// A level, a compute mode and a pool of threads. Shared freely between threads; calls from several
 /// threads at once are sound, but only one of them has the pool at a time.
 ///
@@ -123,9 +127,11 @@ impl Kernels {
         let tasks = prepared.tasks();
         if tasks.any() {
             let prepare = self.table.prepare;
-            self.rows(n, cols, &|token| {
+            let some = if n < MANY { 1 } else { TOGETHER };
+            self.rows(n.div_ceil(some), some.saturating_mul(cols), &|i| {
+                let tokens = i * some..n.min((i + 1) * some);
                 // SAFETY: each token is given to one task; the table's level is available.
-                unsafe { prepare(&tasks, token) };
+                unsafe { prepare(&tasks, tokens) };
             });
         }
         prepared

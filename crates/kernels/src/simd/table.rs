@@ -12,9 +12,9 @@ use std::ops::Range;
 
 /// `activations::prepare` as a function of the table, all of which are unsafe.
 #[inline(always)]
-fn prepare_row<S: Simd>(s: S, tasks: &Tasks<'_>, token: usize) {
+fn prepare_rows<S: Simd>(s: S, tasks: &Tasks<'_>, tokens: Range<usize>) {
     // SAFETY: callers of the table's functions keep the contract of what these wrap.
-    unsafe { activations::prepare(s, tasks, token) }
+    unsafe { activations::prepare(s, tasks, tokens) }
 }
 
 /// The functions of one x86-64 level.
@@ -89,8 +89,8 @@ algorithms! {
     float_tiles(job: &Job<'_>, panel: &Floats<'_>, sums: &mut Buffer<f32>) = floats::tiles;
     /// Unpacks quantised rows for many tokens.
     integer_panel(job: &Job<'_>, panel: &mut Panel<'_>) = integers::fill;
-    /// One token's activations in the forms that products need.
-    prepare(tasks: &Tasks<'_>, token: usize) = prepare_row;
+    /// Some tokens' activations in the forms that products need.
+    prepare(tasks: &Tasks<'_>, tokens: Range<usize>) = prepare_rows;
     /// One row's norm.
     rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) = ops::rms_norm;
     /// One token's rotation.
