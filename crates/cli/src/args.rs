@@ -76,7 +76,7 @@ pub enum Verb {
     /// Measure speed
     #[command(after_help = ending())]
     Bench(BenchArgs),
-    /// A model in another layout: GGUF, or a Hugging Face directory
+    /// A model in another layout, GGUF or a Hugging Face directory; adapters merged
     #[command(after_help = ending())]
     Convert(ConvertArgs),
     /// A smaller file of a model, with the error of each tensor
@@ -170,12 +170,15 @@ pub struct LoadArgs {
     pub cache_type: Option<CacheType>,
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// A LoRA adapter (not in this release: refused)
+    /// A LoRA adapter: a directory of PEFT's, or a GGUF; may be repeated
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub adapter: Vec<String>,
-    /// A control vector (not in this release: refused)
+    /// A control vector, a GGUF; may be repeated
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub control_vector: Vec<String>,
+    /// Layers that control vectors act on, both ends included [default: all]
+    #[arg(long, value_name = "FIRST:LAST", requires = "control_vector")]
+    pub control_vector_layers: Option<String>,
     #[command(flatten)]
     pub net: NetArgs,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use engine::Session;
+use engine::{Adaptation, Session};
 use files::Kind;
 use files::gguf::Gguf;
 use files::hf::HfDir;
@@ -18,6 +18,7 @@ use model::{Cache, Config, PAGE, Weights};
 use serde_json::Value;
 use text::{ChatTemplate, RenderOptions, Tokenizer};
 
+use crate::adapt;
 use crate::args::{CacheType, Compute, LoadArgs, MachineArgs, NetArgs, Simd};
 use crate::exit::{Code, failure, usage};
 use crate::machine::{available_memory, size};
@@ -34,6 +35,8 @@ pub struct Loaded {
     /// Its hash, where the hub knows it.
     pub sha256: Option<String>,
     pub weights: Arc<Weights>,
+    /// What the options lay beside them.
+    pub adaptation: Adaptation,
     /// Storage of keys and values that the options ask for.
     pub cache_type: KvType,
     /// When loading began.
@@ -82,7 +85,7 @@ fn is_homeless(error: &anyhow::Error) -> bool {
 }
 
 /// An error that names the file it is about.
-fn named(path: &Path, error: impl Into<anyhow::Error>) -> anyhow::Error {
+pub fn named(path: &Path, error: impl Into<anyhow::Error>) -> anyhow::Error {
     let (error, path) = (error.into(), path.display().to_string());
     match format!("{error:#}").contains(&path) {
         true => error,
@@ -143,7 +146,7 @@ pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Lo
 
 /// Finds MODEL, or fetches it, and readies what will compute with it.
 fn place(typed: Option<&str>, args: &LoadArgs) -> Result<(Resolved, Arc<Kernels>)> {
-    refuse_unready(args)?;
+    adapt::check(args)?;
     let typed = match typed {
         Some(typed) => typed.to_owned(),
         None => default_model(&hub(args.net)?),
@@ -161,6 +164,7 @@ fn open(found: Resolved, kernels: Arc<Kernels>, args: &LoadArgs) -> Result<Loade
         name: found.name,
         path: found.path,
         sha256: found.sha256,
+        adaptation: adapt::beside(args, &weights)?,
         weights: Arc::new(weights),
         cache_type: cache_type(args),
         began,
@@ -183,22 +187,6 @@ fn room_to_open(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Options of the contract that this release cannot do are refused, not passed over.
-pub fn refuse_unready(args: &LoadArgs) -> Result<()> {
-    for (given, name) in [
-        (!args.adapter.is_empty(), "--adapter"),
-        (!args.control_vector.is_empty(), "--control-vector"),
-    ] {
-        if given {
-            return Err(usage(
-                format!("{name} is not in this release"),
-                format!("leave {name} out: the answer would be that of the bare model"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// `--cache-type`; the reference mode keeps keys and values in f32 too.
@@ -297,7 +285,9 @@ pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
     let weights = &loaded.weights;
     let mapped = weights.bytes() - weights.bytes_held();
     let context = context(&weights.config, mapped, loaded.cache_type, ctx)?;
-    Ok(Session::new(weights.clone(), loaded.cache_type, context)?)
+    let mut session = Session::new(weights.clone(), loaded.cache_type, context)?;
+    session.adapt(loaded.adaptation.clone());
+    Ok(session)
 }
 
 /// A session for the loaded model, with a draft model beside it if one is named. Memory is planned
@@ -311,7 +301,13 @@ pub fn session_with_draft(
     let Some(typed) = draft else {
         return session(loaded, args.ctx);
     };
-    let (its, its_tokenizer) = weights_and_tokenizer(Some(typed), args)?;
+    // What changes the model was not made for the one that guesses.
+    let bare = LoadArgs {
+        adapter: Vec::new(),
+        control_vector: Vec::new(),
+        ..args.clone()
+    };
+    let (its, its_tokenizer) = weights_and_tokenizer(Some(typed), &bare)?;
     let (own_weights, its_weights) = (&loaded.weights, &its.weights);
     let asked = args.ctx.unwrap_or(own_weights.config.context);
     let its_context = asked.min(its_weights.config.context);
@@ -321,6 +317,7 @@ pub fn session_with_draft(
     let mapped = own_mapped.saturating_add(its_bytes);
     let context = context(&own_weights.config, mapped, loaded.cache_type, args.ctx)?;
     let mut session = Session::new(own_weights.clone(), loaded.cache_type, context)?;
+    session.adapt(loaded.adaptation.clone());
     let its_context = its_context.min(context);
     let its_session = Session::new(its_weights.clone(), its.cache_type, its_context)?;
     let set = session.set_draft(its_session, tokenizer, &its_tokenizer);

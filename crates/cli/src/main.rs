@@ -8,6 +8,7 @@
     reason = "a binary has no door: `pub` means what the other modules may use"
 )]
 
+mod adapt;
 mod args;
 mod env;
 mod exit;

@@ -156,8 +156,6 @@ fn a_directory_becomes_a_gguf_and_a_directory_again() {
         .failed(2, "q4_0");
     home.run(&["convert", &dir, &out, "--type", "q8_0"])
         .failed(2, "f32, f16 or bf16");
-    home.run(&["convert", &dir, &out, "--adapter", "a"])
-        .failed(2, "--adapter");
     assert!(!std::path::Path::new(&out).exists());
     home.run(&["convert", &dir, &out, "--type", "bf16"])
         .succeeded();
@@ -221,4 +219,50 @@ fn an_importance_matrix_serves_quantize_in_both_forms() {
         "100000",
     ])
     .failed(1, "one chunk");
+}
+
+/// Checkpoints of Meta's and of llama2.c become the same model in both layouts.
+#[test]
+fn other_layouts_become_a_gguf_and_a_directory() {
+    let home = Home::new();
+    let flat = |v: &Value| -> Vec<f64> {
+        let rows = v.as_array().expect("rows").iter();
+        let pairs = rows.flat_map(|r| r.as_array().expect("pairs"));
+        pairs.map(|p| p[1].as_f64().expect("a number")).collect()
+    };
+    for name in [
+        "meta-llama1",
+        "meta-llama3",
+        "llama2c-v0/model.bin",
+        "llama2c-v0-head/model.bin",
+        "llama2c-v1/model.bin",
+        "llama2c-v2-g32/model.bin",
+    ] {
+        let from = fixture(&format!("../formats/{name}"));
+        let logits = |model: &str| {
+            let args = ["logits", model, "--ids", "5,9,20,31"];
+            let args = [&args[..], &["--compute", "f32", "--format", "json"]].concat();
+            flat(&home.run(&args).json()["top"])
+        };
+        let want = logits(&from);
+        let stem = name.replace('/', "-");
+        let (gguf, dir) = (at(&home, &format!("{stem}.gguf")), at(&home, &stem));
+        for out in [&gguf, &dir] {
+            home.run(&["convert", &from, out, "--type", "f32"])
+                .succeeded();
+            let got = logits(out);
+            assert_eq!(got.len(), want.len());
+            let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+            assert!(off.fold(0.0, f64::max) < 1e-4, "{out}");
+        }
+        if ["meta-llama1", "llama2c-v0/model.bin"].contains(&name) {
+            let tokens = |model: &str| {
+                let text = "Once upon a time, 123.";
+                let args = ["tokenize", model, text, "--format", "json"];
+                home.run(&args).json()["ids"].clone()
+            };
+            assert_eq!(tokens(&gguf), tokens(&from), "{name}");
+            assert_eq!(tokens(&dir), tokens(&from), "{name}");
+        }
+    }
 }

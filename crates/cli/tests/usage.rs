@@ -49,16 +49,6 @@ fn a_near_miss_is_named() {
 }
 
 #[test]
-fn options_of_later_releases_are_refused() {
-    let model = fixture("models/llama3");
-    for option in ["--adapter", "--control-vector"] {
-        let ran = puna(&["run", "-m", &model, option, "x.gguf:0.5", "hello you"]);
-        ran.failed(2, &format!("{option} is not in this release"));
-        assert!(puna(&["run", "--help"]).text().contains(option));
-    }
-}
-
-#[test]
 fn unknown_models_are_3() {
     let home = Home::new();
     for args in [

@@ -37,6 +37,6 @@ pub use params::{SamplerParams, eog_from_generation_config};
 pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored_per_chunk};
 pub use sampler::Sampler;
 pub use score::{LogSoftmax, OnRow, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
-pub use session::{Advance, Flow, Progress, Session};
+pub use session::{Adaptation, Advance, Flow, Progress, Session};
 pub use speculate::{Drafts, Speculation};
 pub use stop::StopStrings;

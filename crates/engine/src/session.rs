@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use kernels::KvType;
-use model::{Batch, Cache, Chunk, Logits, Probe, Rows, Seq, Weights};
+use model::{Adapter, Batch, Cache, Chunk, ControlVector, Logits, Probe, Rows, Seq, Weights};
 use text::Tokenizer;
 
 use crate::error::Error;
@@ -46,6 +46,15 @@ pub struct Advance {
 /// few enough that their activations stay in the processor's caches.
 const DEFAULT_CHUNK: usize = 256;
 
+/// What changes a model beside its weights. Sequences of one model may each have their own.
+#[derive(Clone, Debug, Default)]
+pub struct Adaptation {
+    /// Low-rank adapters, used one after the other.
+    pub adapters: Vec<Arc<Adapter>>,
+    /// Directions added to the residual stream.
+    pub control: Option<Arc<ControlVector>>,
+}
+
 /// A model with one sequence in a cache of its own.
 #[derive(Debug)]
 pub struct Session {
@@ -56,6 +65,7 @@ pub struct Session {
     held: Vec<u32>,
     context: usize,
     chunk: usize,
+    adaptation: Adaptation,
     /// A smaller model that guesses tokens ahead.
     draft: Option<Box<Session>>,
 }
@@ -92,6 +102,7 @@ impl Session {
             held: Vec::new(),
             context,
             chunk: DEFAULT_CHUNK,
+            adaptation: Adaptation::default(),
             draft: None,
         })
     }
@@ -125,6 +136,18 @@ impl Session {
     /// up to a point and takes more memory; the results' bits are the same.
     pub fn set_chunk(&mut self, tokens: usize) {
         self.chunk = tokens.max(1);
+    }
+
+    /// Sets what changes the model from now on, in place of what did before. The base stays as it is;
+    /// what the cache held was computed without this, so that it is forgotten.
+    pub fn adapt(&mut self, adaptation: Adaptation) {
+        self.truncate(0);
+        self.adaptation = adaptation;
+    }
+
+    /// What changes the model.
+    pub fn adaptation(&self) -> &Adaptation {
+        &self.adaptation
     }
 
     /// The model.
@@ -251,8 +274,13 @@ impl Session {
             needed: start,
             context: u32::MAX as usize,
         })?;
+        let Adaptation { adapters, control } = self.adaptation.clone();
         let batch = Batch {
-            chunks: vec![Chunk::tokens(self.seq, position, ids, rows)],
+            chunks: vec![Chunk {
+                adapters,
+                control,
+                ..Chunk::tokens(self.seq, position, ids, rows)
+            }],
         };
         let outputs = model::forward(&self.weights, &batch, &mut self.cache, probe);
         let mut outputs = outputs.inspect_err(|_| {

@@ -325,3 +325,32 @@ proptest! {
         }
     }
 }
+
+/// What changes a model is loaded and unloaded beside the weights, for one session of several.
+#[test]
+fn adapters_come_and_go_without_the_base() {
+    let weights = weights("training/model");
+    let adapter = |scale| {
+        let path = common::path("training/lora/final");
+        std::sync::Arc::new(model::Adapter::open(&path, &weights, scale).unwrap())
+    };
+    let ids: Vec<u32> = (0..20).map(|i| i * 13 % 320).collect();
+    let (mut one, mut other) = (session(&weights, 64), session(&weights, 64));
+    let run = |s: &mut engine::Session| s.advance(&ids, &mut { GO_ON }).unwrap();
+    let bare = run(&mut one).logits;
+    one.adapt(engine::Adaptation {
+        adapters: vec![adapter(1.0)],
+        control: None,
+    });
+    assert_eq!(one.adaptation().adapters.len(), 1);
+    let adapted = run(&mut one);
+    assert_eq!(adapted.cached, 0, "the cache was of another model");
+    assert_ne!(adapted.logits, bare);
+    assert_eq!(run(&mut other).logits, bare);
+    // A prefix that the cache holds was computed with the adapter too.
+    one.truncate(7);
+    let again = run(&mut one);
+    assert_eq!((again.cached, again.logits), (7, adapted.logits));
+    one.adapt(engine::Adaptation::default());
+    assert_eq!(run(&mut one).logits, bare);
+}

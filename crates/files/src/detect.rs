@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::peft::is_peft_dir;
 use crate::{Error, llama2c};
 
 /// Bytes of a file that are looked at.
@@ -24,6 +25,8 @@ pub enum Kind {
     HfDir,
     /// A directory with `params.json`: a checkpoint as Meta published it.
     MetaDir,
+    /// A directory with `adapter_config.json`: a LoRA adapter as PEFT saves it.
+    PeftDir,
     /// Any other directory.
     Directory,
     /// llama2.c's `.bin`, of any version.
@@ -60,6 +63,7 @@ impl Kind {
             Kind::Safetensors => "a safetensors file",
             Kind::HfDir => "a Hugging Face model directory",
             Kind::MetaDir => "a checkpoint directory in Meta's own layout",
+            Kind::PeftDir => "an adapter of PEFT's, not a model",
             Kind::Directory => "a directory without config.json or params.json",
             Kind::Llama2c => "a llama2.c checkpoint",
             Kind::TorchZip => "a ZIP file, probably a PyTorch checkpoint",
@@ -91,6 +95,7 @@ pub fn detect(path: impl AsRef<Path>) -> Result<Kind, Error> {
         return Ok(match () {
             () if path.join("config.json").is_file() => Kind::HfDir,
             () if path.join("params.json").is_file() => Kind::MetaDir,
+            () if is_peft_dir(path) => Kind::PeftDir,
             () => Kind::Directory,
         });
     }

@@ -1,5 +1,5 @@
-//! Model files (GGUF, safetensors, PyTorch, llama2.c; directories of Hugging Face and Meta) as named
-//! tensors over one mmap.
+//! Model files (GGUF, safetensors, PyTorch, llama2.c; directories of Hugging Face, PEFT and Meta) as
+//! named tensors over one mmap.
 //!
 //! What it is: the room that turns bytes on disk into names, types, shapes and byte ranges, and
 //! back again. A file is mapped once; a [`Tensor`] borrows its range of that map, so that opening
@@ -27,6 +27,7 @@ mod json;
 pub mod llama2c;
 mod map;
 pub mod meta;
+pub mod peft;
 mod pickle;
 pub mod safetensors;
 mod shards;

@@ -39,6 +39,8 @@ fn names_do_not_matter() {
     let path = dir.path().join("model.gguf");
     fs::copy(reference("models/llama1/model.safetensors"), &path).expect("copy");
     assert_eq!(detect(&path).expect("detect"), Kind::Safetensors);
+    fs::write(dir.path().join("adapter_config.json"), "{}").expect("write");
+    assert_eq!(detect(dir.path()).expect("detect"), Kind::PeftDir);
     fs::write(dir.path().join("params.json"), "{}").expect("write");
     assert_eq!(detect(dir.path()).expect("detect"), Kind::MetaDir);
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use files::gguf::Gguf;
 use files::hf::HfDir;
 use files::meta::MetaDir;
+use files::peft::PeftDir;
 use files::{Error, llama2c, safetensors, torch};
 
 fn folder() -> PathBuf {
@@ -46,6 +47,9 @@ fn open(path: &Path) -> Result<(), Error> {
     }
     if path.parent().is_some_and(|kind| kind.ends_with("meta")) {
         return MetaDir::open(path).map(drop);
+    }
+    if path.parent().is_some_and(|kind| kind.ends_with("peft")) {
+        return PeftDir::open(path).map(drop);
     }
     let entries = fs::read_dir(path).expect("a folder");
     let files = entries.map(|entry| entry.expect("an entry").path());
@@ -89,6 +93,7 @@ fn each_file_is_in_the_table() {
         "safetensors",
         "split",
         "hf",
+        "peft",
         "torch",
         "meta",
         "llama2c",

@@ -72,6 +72,15 @@ impl Kernels {
         }
     }
 
+    /// Multiplies each column of rows of `factors.len()` values by its own factor. Panics unless `x` is
+    /// whole rows.
+    pub fn scale_columns(&self, x: &mut [f32], factors: &[f32]) {
+        whole_rows(x.len(), factors.len());
+        for row in x.chunks_exact_mut(factors.len()) {
+            row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+        }
+    }
+
     /// `out[i] = x[rows[i]]`, rows of `cols` values. Panics if a length does not fit or a row is not
     /// there.
     pub fn gather_rows(&self, x: &[f32], cols: usize, rows: &[usize], out: &mut [f32]) {

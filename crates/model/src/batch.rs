@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use kernels::Workspace;
 
+use crate::adapter::{self, Adapter};
 use crate::cache::{Cache, Seq};
 use crate::config::Config;
+use crate::control::ControlVector;
 use crate::error::{Error, Result};
 
 /// The chunks computed together in one pass. Their results do not depend on one another.
@@ -55,6 +57,17 @@ impl Batch {
                     chunk.len()
                 ));
             }
+            adapter::check_order(&chunk.adapters)?;
+            if chunk
+                .control
+                .as_ref()
+                .is_some_and(|v| v.width() != c.hidden)
+            {
+                return wrong(format!(
+                    "chunk {i}: its control vector is not {} wide",
+                    c.hidden
+                ));
+            }
             if let Some(limit) = c.position_limit()
                 && let Some(p) = chunk.positions.iter().find(|p| **p as usize >= limit)
             {
@@ -79,8 +92,10 @@ pub struct Chunk {
     pub input: Input,
     /// Position of each row for the rotary embedding.
     pub positions: Vec<u32>,
-    /// Low-rank adapters that these rows use, with the scale of each.
-    pub adapters: Vec<(std::sync::Arc<crate::adapter::Adapter>, f32)>,
+    /// Low-rank adapters that these rows use, one after the other.
+    pub adapters: Vec<Arc<Adapter>>,
+    /// Directions added to what blocks put out for these rows.
+    pub control: Option<Arc<ControlVector>>,
     /// Which rows are wanted out.
     pub rows: Rows,
     /// Whether logits of those rows are computed.
@@ -110,7 +125,7 @@ pub enum Rows {
 }
 
 impl Chunk {
-    /// Tokens at consecutive positions from `start` on, in segment 0, without adapters.
+    /// Tokens at consecutive positions from `start` on, in segment 0, without adapters or directions.
     pub fn tokens(seq: Seq, start: u32, ids: &[u32], rows: Rows) -> Chunk {
         Chunk {
             seq,
@@ -118,6 +133,7 @@ impl Chunk {
             positions: (start..).take(ids.len()).collect(),
             input: Input::Tokens(ids.to_vec()),
             adapters: Vec::new(),
+            control: None,
             rows,
             logits: true,
             hidden: false,

@@ -2,6 +2,7 @@
 
 use kernels::{Activation, Gate, RopeLayout};
 
+use crate::adapter::{Place, Target};
 use crate::arch::Arch;
 use crate::error::{Error, Result};
 
@@ -251,6 +252,24 @@ impl Config {
     pub fn is_chunked(&self, layer: usize) -> bool {
         let chunked = self.llama4.as_ref().and_then(|l| l.chunked.get(layer));
         chunked.is_some_and(|on| *on)
+    }
+
+    /// `[out, in]` of a matrix that an adapter may change; `None` if there is no such layer, or the
+    /// layer has none: experts cannot be adapted, and OPT has no gate.
+    pub(crate) fn shape_of(&self, place: Place) -> Option<(usize, usize)> {
+        let (d, f) = (self.hidden, self.ffn);
+        match place {
+            Place::Embed => Some((d, self.vocab)),
+            Place::Head => Some((self.vocab, d)),
+            Place::Layer(layer, _) if layer >= self.layers => None,
+            Place::Layer(_, Target::Q) => Some((self.q_dim(), d)),
+            Place::Layer(_, Target::K | Target::V) => Some((self.kv_dim(), d)),
+            Place::Layer(_, Target::O) => Some((d, self.q_dim())),
+            Place::Layer(layer, _) if self.experts_of(layer).is_some() => None,
+            Place::Layer(_, Target::Gate) if self.arch == Arch::Opt => None,
+            Place::Layer(_, Target::Gate | Target::Up) => Some((f, d)),
+            Place::Layer(_, Target::Down) => Some((d, f)),
+        }
     }
 
     /// Width of all query heads together.

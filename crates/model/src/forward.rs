@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use kernels::{Attend, Kernels, KvLayout, Product, Type, Workspace};
 
-use crate::adapter::Target;
+use crate::adapter::{Place, Target};
 use crate::arch::Arch;
 use crate::batch::{Batch, Chunk, ChunkOut, Input, Logits, Outputs};
 use crate::cache::Cache;
@@ -46,6 +46,7 @@ pub fn forward<P: Probe>(
     for (i, layer) in weights.layers.iter().enumerate() {
         pass.see(Site::ResidPre, i, &[weights.config.hidden], &mut x);
         layer_of(&mut pass, i, layer, &mut x, &mut room)?;
+        pass.steer(i, &mut x);
         pass.see(Site::ResidPost, i, &[weights.config.hidden], &mut x);
     }
     pass.head(&x)
@@ -202,7 +203,11 @@ impl<'a, P: Probe> Pass<'a, P> {
         for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
             let out = &mut x[r.start * d..r.end * d];
             match &c.input {
-                Input::Tokens(ids) => self.k.embed(self.w.embed.matrix()?, ids, out)?,
+                Input::Tokens(ids) => {
+                    self.k.embed(self.w.embed.matrix()?, ids, out)?;
+                    let mut adapters = c.adapters.iter();
+                    adapters.try_for_each(|a| a.embed(self.k, ids, out))?;
+                }
                 Input::Embeddings(rows) => out.copy_from_slice(rows),
             }
         }
@@ -344,15 +349,26 @@ impl<'a, P: Probe> Pass<'a, P> {
         let products = outs.iter_mut().map(|(_, l, out)| (*l, &mut out[..]));
         multiply(self.k, x, products)?;
         for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
-            for (adapter, scale) in &c.adapters {
+            for adapter in &c.adapters {
                 for (target, l, out) in outs.iter_mut() {
                     let rows = &x[r.start * cols..r.end * cols];
                     let out = &mut out[r.start * l.rows..r.end * l.rows];
-                    adapter.apply(self.k, (i, *target), *scale, rows, out, c.len())?;
+                    adapter.apply(self.k, Place::Layer(i, *target), rows, out)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// x += the direction of this layer, for rows that have one
+    fn steer(&self, i: usize, x: &mut [f32]) {
+        let d = self.w.config.hidden;
+        for (c, r) in self.plan.chunks.iter().zip(&self.plan.ranges) {
+            if let Some(direction) = c.control.as_ref().and_then(|v| v.of(i)) {
+                let rows = x[r.start * d..r.end * d].chunks_exact_mut(d);
+                rows.for_each(|row| self.k.add(row, direction));
+            }
+        }
     }
 
     /// Writes the keys and values of all rows into the cache.
@@ -474,6 +490,17 @@ impl<'a, P: Probe> Pass<'a, P> {
         }
         let mut logits = Workspace::new(input.len() / d * vocab);
         multiply(self.k, &input, [(&self.w.head, &mut logits[..])])?;
+        let mut at = 0;
+        for c in self.plan.chunks.iter().filter(|c| c.logits || everything) {
+            let rows = at..at + c.wanted().len();
+            let (x, out) = (
+                &input[rows.start * d..rows.end * d],
+                &mut logits[rows.start * vocab..rows.end * vocab],
+            );
+            let mut adapters = c.adapters.iter();
+            adapters.try_for_each(|a| a.apply(self.k, Place::Head, x, out))?;
+            at = rows.end;
+        }
         if everything {
             self.see(Site::Logits, 0, &[vocab], &mut logits);
         }

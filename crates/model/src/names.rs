@@ -1,5 +1,9 @@
 //! What formats call the tensors of a model, as tables.
 
+use kernels::RopeLayout;
+
+use crate::arch::Arch;
+
 /// The names of one format and architecture, without `.weight` and `.bias`.
 pub(crate) struct Names {
     /// Before all names (the head's may go without), if the file has the embedding table under such
@@ -23,6 +27,19 @@ pub(crate) struct Names {
     pub(crate) aside: &'static [&'static str],
     /// Whether a biased block may leave out the bias of single projections.
     pub(crate) bias_optional: bool,
+    /// How the rows of rotary heads lie.
+    pub(crate) rotary: RopeLayout,
+}
+
+impl Names {
+    /// Those of transformers' models.
+    pub(crate) fn of_hf(arch: Arch) -> &'static Names {
+        match arch {
+            Arch::Llama => &HF,
+            Arch::Llama4 => &HF_LLAMA4,
+            Arch::Opt => &HF_OPT,
+        }
+    }
 }
 
 /// The names of a mixture of experts.
@@ -73,6 +90,7 @@ pub(crate) const GGUF: Names = Names {
     ignored: &[".attn_rot_embd.weight"],
     aside: &[],
     bias_optional: true,
+    rotary: RopeLayout::Interleaved,
 };
 
 /// transformers' LlamaForCausalLM.
@@ -99,6 +117,7 @@ pub(crate) const HF: Names = Names {
     ignored: &[".self_attn.rotary_emb.inv_freq"],
     aside: &[],
     bias_optional: false,
+    rotary: RopeLayout::HalfSplit,
 };
 
 /// transformers' Llama4ForCausalLM, and the text model of Llama4ForConditionalGeneration.
@@ -129,6 +148,7 @@ pub(crate) const HF_LLAMA4: Names = Names {
     }),
     ignored: &[],
     aside: &["vision_model.", "multi_modal_projector."],
+    rotary: RopeLayout::Interleaved,
     ..HF
 };
 
@@ -180,4 +200,5 @@ pub(crate) const META: Names = Names {
     ignored: &[],
     aside: &[],
     bias_optional: false,
+    rotary: RopeLayout::Interleaved,
 };

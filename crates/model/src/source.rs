@@ -11,6 +11,8 @@ use std::ops::Range;
 use files::gguf::{Gguf, Metadata};
 use files::{Dtype, Tensor, TensorInfo};
 
+use crate::merge::Merge;
+
 /// A model to write.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -27,6 +29,8 @@ pub struct Piece {
     pub(crate) tensor: Tensor,
     /// How its rows are to lie.
     pub(crate) order: Order,
+    /// Adapters to merge into it.
+    pub(crate) merges: Vec<Merge>,
 }
 
 /// How rows move on the way.
@@ -43,7 +47,7 @@ pub(crate) enum Order {
 
 impl Order {
     /// Where the row that comes to stand at `row` lies now.
-    fn from(self, row: usize) -> usize {
+    pub(crate) fn from(self, row: usize) -> usize {
         match self {
             Order::Same => row,
             Order::Pairs(head) => {
@@ -64,6 +68,7 @@ impl Piece {
         Piece {
             tensor,
             order: Order::Same,
+            merges: Vec::new(),
         }
     }
 

@@ -10,11 +10,10 @@ use files::meta::MetaDir;
 use files::{Blob, Kind, Tensors};
 use kernels::{Kernels, MAX_PARTS, Matrix, Rope, Type};
 
-use crate::adapter::Target;
-use crate::arch::Arch;
+use crate::adapter::{Place, Target};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::names::{GGUF, HF, HF_LLAMA4, HF_OPT, META, Names};
+use crate::names::{GGUF, META, Names};
 use crate::repack;
 use crate::tensors::Reader;
 
@@ -154,11 +153,7 @@ impl Weights {
     /// their columns as rows.
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
         let config = Config::from_hf(&dir.config)?;
-        let names = match config.arch {
-            Arch::Llama => &HF,
-            Arch::Llama4 => &HF_LLAMA4,
-            Arch::Opt => &HF_OPT,
-        };
+        let names = Names::of_hf(config.arch);
         let tensors = repack::from_hf(&dir.config, &dir.tensors, kernels.threads())?;
         Weights::load(config, &tensors, names, kernels)
     }
@@ -275,8 +270,16 @@ impl Weights {
     /// `[out, in]` of one projection; `None` if there is no such layer, or the layer has none:
     /// experts cannot be adapted, and OPT has no gate.
     pub fn shape_of(&self, layer: usize, target: Target) -> Option<(usize, usize)> {
-        let l = self.layers.get(layer)?.target(target)?;
-        Some((l.rows, l.cols))
+        self.config.shape_of(Place::Layer(layer, target))
+    }
+
+    /// The matrix that an adapter may change.
+    pub(crate) fn linear(&self, place: Place) -> Option<&Linear> {
+        match place {
+            Place::Layer(layer, target) => self.layers.get(layer)?.target(target),
+            Place::Embed => Some(&self.embed),
+            Place::Head => Some(&self.head),
+        }
     }
 }
 

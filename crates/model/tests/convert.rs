@@ -35,7 +35,7 @@ fn to_gguf(source: &Source, ty: Option<&str>, out: &Path) -> Gguf {
 
 /// A Hugging Face directory without its tokenizer.
 fn to_hf(input: &Input, ty: Option<Type>, out: &Path) -> HfDir {
-    let (config, source, steps) = input.hf(ty).unwrap();
+    let (config, source, steps) = input.hf(ty, Vec::new()).unwrap();
     std::fs::create_dir(out).unwrap();
     std::fs::write(out.join("config.json"), config.to_string()).unwrap();
     let weights = out.join("model.safetensors");
@@ -73,7 +73,7 @@ fn a_directory_becomes_the_reference_converters_gguf() {
     for name in MODELS {
         let dir = HfDir::open(fixture(&format!("models/{name}"))).unwrap();
         let theirs = Gguf::open(fixture(&format!("gguf/{name}.f32.gguf"))).unwrap();
-        let source = Source::from_hf(&dir).unwrap();
+        let source = Input::open(&dir.path).unwrap().gguf(Vec::new()).unwrap();
         let ours = to_gguf(&source, Some("F32"), &folder.path().join("m.gguf"));
         assert_same(&theirs.tensors, &ours.tensors, name);
         for (key, value) in theirs.metadata.iter() {
@@ -93,7 +93,11 @@ fn there_and_back_every_bit_is_the_same() {
         let dir = HfDir::open(&path).unwrap();
         let gguf = folder.path().join(format!("{name}.gguf"));
         let mixed = dir.tensors.iter().any(|t| t.dtype == Dtype::BF16);
-        to_gguf(&Source::from_hf(&dir).unwrap(), None, &gguf);
+        to_gguf(
+            &Input::open(&path).unwrap().gguf(Vec::new()).unwrap(),
+            None,
+            &gguf,
+        );
         // Vectors are f32 in a GGUF: a type for all brings them back.
         let ty = mixed.then_some(Type::BF16);
         let back = to_hf(&Input::open(&gguf).unwrap(), ty, &folder.path().join(name));
@@ -110,7 +114,7 @@ fn there_and_back_every_bit_is_the_same() {
         assert_same(&dir.tensors, &back.tensors, name);
         // And the GGUF from the directory that came of a GGUF.
         let again = to_gguf(
-            &Source::from_hf(&back).unwrap(),
+            &Input::open(&back.path).unwrap().gguf(Vec::new()).unwrap(),
             None,
             &folder.path().join("b.gguf"),
         );
@@ -152,7 +156,7 @@ fn what_the_other_layout_cannot_say_is_refused() {
         std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
         let weights = folder.path().join("model.safetensors");
         std::fs::copy(from.join("model.safetensors"), weights).unwrap();
-        Source::from_hf(&HfDir::open(folder.path()).unwrap())
+        Input::open(folder.path())?.gguf(Vec::new())
     };
     assert!(write(&|_| ()).is_ok());
     let error = write(&|json| json["hidden_act"] = "gelu".into()).unwrap_err();

@@ -222,20 +222,17 @@ fn adapters_equal_merged_weights_and_are_chosen_per_chunk() {
         |n: usize, f: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * f).sin() * 0.05).collect() };
     let (a, b, scale) = (wave(rank * inp, 0.7), wave(out * rank, 1.3), 1.5);
     let mut adapter = Adapter::new();
-    adapter.insert(&w, 1, Target::Down, rank, &a, &b).unwrap();
-    assert!(
-        adapter
-            .insert(&w, 1, Target::Down, rank, &a[1..], &b)
-            .is_err()
-    );
-    assert!(adapter.insert(&w, 99, Target::Down, rank, &a, &b).is_err());
+    let mut insert = |at, a: &[f32]| adapter.insert(&w, at, rank, (a, &b), scale);
+    insert((1, Target::Down), &a).unwrap();
+    assert!(insert((1, Target::Down), &a[1..]).is_err());
+    assert!(insert((99, Target::Down), &a).is_err());
     let adapter = Arc::new(adapter);
 
     let mut cache = Cache::new(&w.config, KvType::F32, 256).unwrap();
     let (s, plain) = (cache.open(), cache.open());
     let chunks = vec![
         Chunk {
-            adapters: vec![(adapter, scale)],
+            adapters: vec![adapter],
             ..Chunk::tokens(s, 0, IDS, Rows::All)
         },
         Chunk::tokens(plain, 0, IDS, Rows::All),

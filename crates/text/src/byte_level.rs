@@ -14,6 +14,22 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
+/// The character that spells a byte.
+fn char_of(byte: u8) -> char {
+    let number = match byte {
+        33..=126 | 161..=172 | 174..=255 => u32::from(byte),
+        0..=32 => 0x100 + u32::from(byte),
+        127..=160 => 0x121 - 127 + u32::from(byte),
+        173 => 0x143,
+    };
+    char::from_u32(number).unwrap_or_default()
+}
+
+/// The spelling of bytes.
+pub(crate) fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| char_of(*b)).collect()
+}
+
 /// Appends the bytes that `token` spells. If a character of it is outside the table, `bytes` stays as it was
 /// and the answer is false.
 pub(crate) fn unspell(token: &str, bytes: &mut Vec<u8>) -> bool {
@@ -43,6 +59,7 @@ mod tests {
             .filter_map(|n| byte_of(char::from_u32(n)?))
             .collect();
         assert!(tail.is_sorted());
+        assert!(spelled.iter().all(|b| byte_of(char_of(*b)) == Some(*b)));
         spelled.sort_unstable();
         assert_eq!(spelled, (0..=255).collect::<Vec<u8>>());
     }

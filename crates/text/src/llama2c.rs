@@ -76,8 +76,8 @@ pub(crate) fn looks_like_llama2c(bytes: &[u8]) -> bool {
     seen == longest && seen > 0
 }
 
-/// Reads a `tokenizer.bin`.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
+/// The pieces of a file with their scores.
+pub(crate) fn pieces(bytes: &[u8]) -> Result<(Vocab, Vec<f32>), Error> {
     let entries = Entries::new(bytes);
     let entries = entries
         .ok_or_else(|| Error::malformed(FORMAT, "it does not begin with the length of a token"))?;
@@ -106,6 +106,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
             "it has no tokens beside its markers",
         ));
     }
+    Ok((pieces, scores))
+}
+
+/// Reads a `tokenizer.bin`.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
+    let (pieces, scores) = pieces(bytes)?;
     let normalizer = Normalizer {
         add_dummy_prefix: true,
         remove_extra_whitespaces: false,

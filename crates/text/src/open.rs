@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -46,7 +46,7 @@ impl Tokenizer {
             return Tokenizer::from_gguf(&files::gguf::Gguf::open(path)?.metadata);
         }
         if files::detect(path)? == files::Kind::Llama2c {
-            return beside_llama2c(path);
+            return Tokenizer::from_model(&read(&beside_llama2c(path)?)?);
         }
         let bytes = read(path)?;
         match bytes.iter().find(|b| !b.is_ascii_whitespace()) {
@@ -81,7 +81,7 @@ fn open_directory(path: &Path) -> Result<Tokenizer, Error> {
 
 /// The tokenizer of a llama2.c checkpoint lies in a file of its own: `tok512.bin` for 512 tokens, else
 /// `tokenizer.bin`, or the model that these were made from.
-fn beside_llama2c(path: &Path) -> Result<Tokenizer, Error> {
+pub(crate) fn beside_llama2c(path: &Path) -> Result<PathBuf, Error> {
     let tokens = files::llama2c::open(path)?.config.vocab_size;
     let names = [
         format!("tok{tokens}.bin"),
@@ -89,21 +89,17 @@ fn beside_llama2c(path: &Path) -> Result<Tokenizer, Error> {
         "tokenizer.bin".into(),
         "tokenizer.model".into(),
     ];
-    let Some(file) = names
-        .iter()
-        .map(|n| path.with_file_name(n))
-        .find(|p| p.is_file())
-    else {
+    let mut files = names.iter().map(|n| path.with_file_name(n));
+    files.find(|p| p.is_file()).ok_or_else(|| {
         let source = std::io::Error::new(
             ErrorKind::NotFound,
             format!("none of {} lies beside the checkpoint", names.join(", ")),
         );
-        return Err(Error::Read {
+        Error::Read {
             path: path.to_path_buf(),
             source,
-        });
-    };
-    Tokenizer::from_model(&read(&file)?)
+        }
+    })
 }
 
 fn starts_with_gguf(path: &Path) -> Result<bool, Error> {

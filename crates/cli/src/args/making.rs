@@ -60,7 +60,7 @@ pub struct ConvertArgs {
     /// quantised ones become f16]
     #[arg(long = "type", value_name = "TYPE")]
     pub ty: Option<String>,
-    /// A LoRA adapter to merge (not in this release: refused)
+    /// A LoRA adapter to merge: a directory of PEFT's, or a GGUF; may be repeated
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub adapter: Vec<String>,
     /// Threads [default: the smallest of physical cores, CPU affinity and cgroup quota]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use engine::Adaptation;
 use kernels::{Compute, Kernels, KvType, Type, limits};
 use model::{Batch, Cache, Chunk, Mix, PAGE, Rows, Seq, Weights};
 use serde::Serialize;
@@ -152,6 +153,7 @@ struct Subject {
     name: String,
     ty: String,
     weights: Arc<Weights>,
+    adaptation: Adaptation,
     cache_type: KvType,
 }
 
@@ -176,10 +178,16 @@ impl Subject {
                 name: loaded.name,
                 ty,
                 weights: loaded.weights,
+                adaptation: loaded.adaptation,
                 cache_type: loaded.cache_type,
             });
         };
-        load::refuse_unready(&args.load)?;
+        if !args.load.adapter.is_empty() || !args.load.control_vector.is_empty() {
+            return Err(usage(
+                "--adapter and --control-vector are made for a model, and a --shape is none",
+                "name a MODEL, or leave them out",
+            ));
+        }
         let Some(shape) = model::shapes()
             .iter()
             .find(|s| s.name.eq_ignore_ascii_case(name))
@@ -213,6 +221,7 @@ impl Subject {
             name: shape.name.to_owned(),
             ty: mix.name.to_owned(),
             weights: Arc::new(weights),
+            adaptation: Adaptation::default(),
             cache_type: load::cache_type(&args.load),
         })
     }
@@ -304,7 +313,12 @@ impl<'a> Bench<'a> {
         (0..n).map(|_| next()).collect()
     }
 
-    fn forward(&mut self, chunks: Vec<Chunk>) -> Result<()> {
+    fn forward(&mut self, mut chunks: Vec<Chunk>) -> Result<()> {
+        let adaptation = &self.subject.adaptation;
+        for chunk in &mut chunks {
+            chunk.adapters.clone_from(&adaptation.adapters);
+            chunk.control.clone_from(&adaptation.control);
+        }
         model::forward(
             &self.subject.weights,
             &Batch { chunks },

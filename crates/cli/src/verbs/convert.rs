@@ -1,17 +1,21 @@
 //! `puna convert`: one layout of a model from another.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use model::Source;
+use files::Tensors;
+use files::gguf::{self, Metadata};
+use files::hf::HfDir;
 use model::convert::{Input, write_safetensors};
 use model::quantize::{Recipe, Step, Wanted, plan, write};
+use model::{Lora, Source};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::{ConvertArgs, Format};
 use crate::exit::{Code, failure, usage};
-use crate::{interrupt, load, machine, out};
+use crate::{adapt, interrupt, load, machine, out};
 
 /// What a directory carries beside its weights.
 const BESIDE: [&str; 6] = [
@@ -36,12 +40,6 @@ struct Report {
 }
 
 pub fn run(args: &ConvertArgs) -> Result<()> {
-    if !args.adapter.is_empty() {
-        return Err(usage(
-            "--adapter is not in this release",
-            "leave it out: the result would be the bare model",
-        ));
-    }
     let recipe = args.ty.as_deref().map(recipe).transpose()?;
     let gguf = args.out.extension().is_some_and(|e| e == "gguf");
     if !gguf && recipe.is_some_and(|r| !r.base.is_float()) {
@@ -50,10 +48,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     }
     let path = load::find(&args.input, args.net)?;
     let input = Input::open(&path)?;
+    let adapters = match args.adapter.is_empty() {
+        true => Vec::new(),
+        false => adapt::merged(&args.adapter, &input.config()?)?,
+    };
     let steps = if gguf {
-        to_gguf(args, &input, recipe)?
+        to_gguf(args, &input, recipe, adapters)?
     } else {
-        to_directory(args, &input, recipe)?
+        to_directory(args, &input, recipe, adapters)?
     };
     let steps = steps.ok_or_else(|| failure(Code::Interrupted, "interrupted", ""))?;
     let report = report(args, &steps);
@@ -70,16 +72,46 @@ fn recipe(given: &str) -> Result<Recipe> {
     }
 }
 
-/// A model as a GGUF holds it, with its tokenizer.
-pub fn gguf_source(input: &Input) -> Result<Source> {
-    let mut source = input.gguf()?;
-    if let Input::Hf(dir) = input {
-        let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
-        for (key, value) in text::gguf_keys(dir, rows as usize)? {
-            source.metadata.set(key, value);
-        }
+/// A model as a GGUF holds it, with its tokenizer and with adapters merged.
+pub fn gguf_source(input: &Input, adapters: Vec<(Lora, f32)>) -> Result<Source> {
+    let mut source = input.gguf(adapters)?;
+    let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
+    for (key, value) in tokenizer_keys(input, rows)? {
+        source.metadata.set(key, value);
     }
     Ok(source)
+}
+
+/// The keys under which a GGUF of so many `rows` in its embedding table has the tokenizer of a model
+/// that is none; nothing where there is no tokenizer.
+fn tokenizer_keys(input: &Input, rows: u64) -> Result<Vec<(String, gguf::Value)>> {
+    // A checkpoint without side files.
+    let bare = |path: &Path| HfDir {
+        path: path.to_owned(),
+        config: Value::Null,
+        generation_config: None,
+        tokenizer: None,
+        tokenizer_config: None,
+        special_tokens_map: None,
+        chat_template: None,
+        tensors: Tensors::default(),
+    };
+    let dir = match input {
+        Input::Gguf(_) => return Ok(Vec::new()),
+        Input::Hf(dir) => dir,
+        Input::Meta(dir) => &bare(&dir.path),
+        Input::Llama2c(path, _) => &bare(path),
+    };
+    match text::gguf_keys(dir, rows as usize) {
+        Err(text::Error::Read { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            let path = dir.path.display();
+            out::note(&format!(
+                "{path} has no tokenizer: the new model has none either"
+            ));
+            Ok(Vec::new())
+        }
+        keys => Ok(keys?),
+    }
 }
 
 fn threads(args: &ConvertArgs) -> usize {
@@ -100,8 +132,13 @@ fn progress(args: &ConvertArgs) -> impl FnMut(&Step) -> bool {
     }
 }
 
-fn to_gguf(args: &ConvertArgs, input: &Input, recipe: Option<Recipe>) -> Result<Option<Vec<Step>>> {
-    let source = gguf_source(input)?;
+fn to_gguf(
+    args: &ConvertArgs,
+    input: &Input,
+    recipe: Option<Recipe>,
+    adapters: Vec<(Lora, f32)>,
+) -> Result<Option<Vec<Step>>> {
+    let source = gguf_source(input, adapters)?;
     let wanted = Wanted {
         recipe,
         imatrix: None,
@@ -141,6 +178,7 @@ fn to_directory(
     args: &ConvertArgs,
     input: &Input,
     recipe: Option<Recipe>,
+    adapters: Vec<(Lora, f32)>,
 ) -> Result<Option<Vec<Step>>> {
     if args.out.exists() {
         let what = format!("{} exists", args.out.display());
@@ -156,22 +194,22 @@ fn to_directory(
     name.push(format!(".{}.part", std::process::id()));
     let part = Part(PathBuf::from(name));
     std::fs::create_dir(&part.0).with_context(|| format!("cannot create {}", part.0.display()))?;
-    let (config, source, steps) = input.hf(recipe.map(|r| r.base))?;
-    put(&part.0, "config.json", format!("{config:#}\n").as_bytes())?;
+    let (mut config, source, steps) = input.hf(recipe.map(|r| r.base), adapters)?;
     match input {
         Input::Hf(dir) => beside(&dir.path, &part.0)?,
-        Input::Gguf(gguf) => {
-            for (name, bytes) in text::hf_files(&gguf.metadata)? {
-                put(&part.0, name, &bytes)?;
+        Input::Gguf(gguf) => from_keys(&gguf.metadata, &mut config, &part.0)?,
+        Input::Meta(_) | Input::Llama2c(..) => {
+            let rows = config["vocab_size"].as_u64().unwrap_or_default();
+            let mut keys = Metadata::new();
+            for (key, value) in tokenizer_keys(input, rows)? {
+                keys.set(key, value);
             }
-            let generation = generation(&config);
-            put(
-                &part.0,
-                "generation_config.json",
-                format!("{generation:#}\n").as_bytes(),
-            )?;
+            if !keys.is_empty() {
+                from_keys(&keys, &mut config, &part.0)?;
+            }
         }
     }
+    put(&part.0, "config.json", format!("{config:#}\n").as_bytes())?;
     let weights = part.0.join(files::safetensors::SINGLE);
     let mut on_step = progress(args);
     let work = || write_safetensors(&source, &steps, &weights, threads(args), &mut on_step);
@@ -199,12 +237,30 @@ fn beside(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// generation_config.json: what a GGUF says of beginnings and ends.
-fn generation(config: &Value) -> Value {
-    json!({
+/// The tokenizer in the keys of a GGUF as files, and what they say of beginnings and ends, which
+/// config.json may lack.
+fn from_keys(keys: &Metadata, config: &mut Value, folder: &Path) -> Result<()> {
+    for (name, bytes) in text::hf_files(keys)? {
+        put(folder, name, &bytes)?;
+    }
+    for name in ["bos", "eos"] {
+        let (key, id) = (
+            format!("{name}_token_id"),
+            keys.u64(&format!("tokenizer.ggml.{name}_token_id")),
+        );
+        if config[&key].is_null() {
+            config[&key] = json!(id);
+        }
+    }
+    let generation = json!({
         "bos_token_id": config["bos_token_id"],
         "eos_token_id": config["eos_token_id"],
-    })
+    });
+    put(
+        folder,
+        "generation_config.json",
+        format!("{generation:#}\n").as_bytes(),
+    )
 }
 
 fn report(args: &ConvertArgs, steps: &[Step]) -> Report {

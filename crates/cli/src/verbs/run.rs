@@ -14,7 +14,7 @@ use crate::exit::{Code, failure, usage};
 use crate::load::{self, Loaded};
 
 pub fn run(args: &RunArgs) -> Result<()> {
-    load::refuse_unready(&args.load)?;
+    crate::adapt::check(&args.load)?;
     // What is wrong with the options is said before a model is fetched.
     sampling::params(&args.sampling, None)?;
     let hub = load::hub(args.load.net);

@@ -274,11 +274,15 @@ pub(crate) fn store(
 ) -> Result<()> {
     let (rows, cols) = (piece.rows(), piece.cols());
     let at_once = (CHUNK / cols.max(1)).max(1);
-    let (Some(from), Some(ty), true) = (
-        computed(step.from),
-        computed(step.info.dtype),
-        step.from != step.info.dtype,
-    ) else {
+    let changes = step.from != step.info.dtype || !piece.merges.is_empty();
+    let (from, ty) = (computed(step.from), computed(step.info.dtype));
+    let (Some(from), Some(ty), true) = (from, ty, changes) else {
+        if !piece.merges.is_empty() {
+            return Err(Error::Tensor {
+                name: step.info.name.clone(),
+                what: format!("no adapter can be merged into {}", step.from),
+            });
+        }
         for first in (0..rows).step_by(at_once) {
             to(&piece.bytes(first..rows.min(first + at_once)))?;
         }
@@ -298,7 +302,8 @@ pub(crate) fn store(
     let work = |rows: Range<usize>| {
         let weights = importance.map(|w| &w[rows.start / matrix * cols..][..cols]);
         let mut values = vec![0.0; rows.len() * cols];
-        kernels::dequantize(from, &piece.bytes(rows), &mut values)?;
+        kernels::dequantize(from, &piece.bytes(rows.clone()), &mut values)?;
+        piece.merge(rows, &mut values);
         let mut bytes = vec![0; ty.row_bytes(values.len()).unwrap_or_default()];
         let found = kernels::quantize(ty, cols, &values, weights, &mut bytes)?;
         Ok::<_, kernels::Error>((bytes, found))

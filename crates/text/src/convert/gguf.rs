@@ -1,13 +1,17 @@
-//! The tokenizer of a Hugging Face directory as the keys of a GGUF; see `crate::gguf` for these.
+//! The tokenizer of a directory, or of a llama2.c checkpoint, as the keys of a GGUF; see `crate::gguf`
+//! for these.
+
+use std::collections::HashMap;
 
 use files::gguf::{Array, Metadata, Strings, Value};
 use files::hf::HfDir;
 use serde_json::Value as Json;
 
 use super::same;
+use crate::byte_level::spell;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::{Kind, MAX_TOKENS};
-use crate::{Error, sentencepiece};
+use crate::{Error, llama2c, sentencepiece, tiktoken};
 
 const FORMAT: &str = "a tokenizer for GGUF";
 
@@ -35,11 +39,13 @@ struct Lists {
 /// The keys under `tokenizer.` that a GGUF of this model carries; the vocabulary is filled up to
 /// `rows` tokens, those of the embedding table.
 ///
+/// A checkpoint of Meta's or of llama2.c is one without side files; its path may be a file.
+///
 /// # Errors
 /// The tokenizer cannot be read, or GGUF has no way to say what it does.
 pub fn gguf_keys(dir: &HfDir, rows: usize) -> Result<Vec<(String, Value)>, Error> {
     let tokenizer = Tokenizer::open(&dir.path)?;
-    let mut lists = lists(dir)?;
+    let mut lists = lists(dir, &tokenizer)?;
     let (had, none) = (
         lists.tokens.len(),
         "the embedding table has fewer rows than tokens",
@@ -131,15 +137,24 @@ fn name(token: &Json) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 
-fn lists(dir: &HfDir) -> Result<Lists, Error> {
-    let model = dir.path.join("tokenizer.model");
+fn lists(dir: &HfDir, tokenizer: &Tokenizer) -> Result<Lists, Error> {
+    let model = match dir.path.is_file() {
+        true => crate::open::beside_llama2c(&dir.path)?,
+        false => dir.path.join("tokenizer.model"),
+    };
+    let json = crate::open::read_json(&dir.path.join("tokenizer.json"))?;
     if model.is_file() {
         let bytes = crate::open::read(&model)?;
         if sentencepiece::looks_like_sentencepiece(&bytes) {
             return from_pieces(&bytes, dir);
         }
+        if json.is_null() && tiktoken::looks_like_tiktoken(&bytes) {
+            return Ok(from_ranks(tokenizer));
+        }
+        if json.is_null() && llama2c::looks_like_llama2c(&bytes) {
+            return from_tokens(&bytes);
+        }
     }
-    let json = crate::open::read_json(&dir.path.join("tokenizer.json"))?;
     if json.is_null() {
         return Err(Error::unsupported(
             FORMAT,
@@ -147,6 +162,65 @@ fn lists(dir: &HfDir) -> Result<Lists, Error> {
         ));
     }
     from_json(&json)
+}
+
+/// Tokens of bytes in the order of their ranks, and their merges: every way to cut a token in two that
+/// are tokens, the one of lower ranks first.
+fn from_ranks(tokenizer: &Tokenizer) -> Lists {
+    let mut lists = Lists::default();
+    let tokens: Vec<_> = (0..tokenizer.len() as u32)
+        .map(|id| {
+            (
+                tokenizer.piece(id).unwrap_or_default(),
+                tokenizer.is_special(id),
+            )
+        })
+        .collect();
+    let plain = tokens
+        .iter()
+        .zip(0u32..)
+        .filter(|((_, special), _)| !special);
+    let ranks: HashMap<&[u8], u32> = plain.map(|((bytes, _), id)| (&**bytes, id)).collect();
+    let mut merges = Strings::default();
+    for (bytes, special) in &tokens {
+        if *special {
+            lists
+                .tokens
+                .push(String::from_utf8_lossy(bytes).into_owned());
+            lists.kinds.push(Kind::Control as i32);
+            continue;
+        }
+        lists.tokens.push(spell(bytes));
+        lists.kinds.push(Kind::Normal as i32);
+        let cut = |at: usize| {
+            let (a, b) = bytes.split_at(at);
+            Some(((*ranks.get(a)?, *ranks.get(b)?), at))
+        };
+        let mut cuts: Vec<_> = (1..bytes.len()).filter_map(cut).collect();
+        cuts.sort_unstable();
+        for (_, at) in cuts {
+            let (a, b) = bytes.split_at(at);
+            merges.push(&format!("{} {}", spell(a), spell(b)));
+        }
+    }
+    lists.merges = Some(merges);
+    lists
+}
+
+/// llama2.c's tokens: SentencePiece's, with plain spaces.
+fn from_tokens(bytes: &[u8]) -> Result<Lists, Error> {
+    let (pieces, scores) = llama2c::pieces(bytes)?;
+    let mut lists = Lists {
+        scores: Some(scores),
+        space: true,
+        ..Lists::default()
+    };
+    for (id, piece) in pieces.of_kind(|_| true) {
+        let piece = String::from_utf8_lossy(piece).replace(' ', "\u{2581}");
+        lists.tokens.push(piece);
+        lists.kinds.push(pieces.kind(id).map_or(1, |k| k as i32));
+    }
+    Ok(lists)
 }
 
 /// SentencePiece's pieces, and the tokens that the configuration adds.

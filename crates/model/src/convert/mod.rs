@@ -1,62 +1,23 @@
-//! Between GGUF and Hugging Face's layout: names, keys of the configuration, orders of rotary rows.
+//! From any layout to GGUF and Hugging Face's: names, keys of the configuration, orders of rotary
+//! rows.
 //!
 //! An [`Input`] gives its model in the terms of either.
 
-use std::path::Path;
+mod input;
 
-use files::gguf::{Gguf, Metadata, Value};
-use files::hf::HfDir;
-use files::{Blob, Dtype, Kind, Tensor, Tensors, safetensors};
-use kernels::{Activation, RopeLayout, Type};
+pub use input::{Input, write_safetensors};
+
+use files::gguf::{Metadata, Value};
+use files::{Dtype, Tensors};
+use kernels::{Activation, RopeLayout};
 use serde_json::{Value as Json, json};
 
 use crate::arch::Arch;
 use crate::config::{Config, RopeConfig, Scaling};
 use crate::error::{Error, Result};
-use crate::names::{GGUF, HF, Names};
-use crate::quantize::{Step, store, stored};
+use crate::names::Names;
 use crate::rope::yarn_mscale;
-use crate::source::{Order, Piece, Source};
-
-impl Source {
-    /// A Hugging Face directory as a GGUF of it would be, without its tokenizer's keys.
-    ///
-    /// # Errors
-    /// Not a Llama model, or one with something that GGUF cannot say.
-    pub fn from_hf(dir: &HfDir) -> Result<Source> {
-        let config = Config::from_hf(&dir.config)?;
-        let name = dir.path.file_name().map(|n| n.to_string_lossy());
-        let mut metadata = metadata(&config)?;
-        metadata.set(
-            "general.name",
-            Value::String(name.unwrap_or_default().into()),
-        );
-        let mut tensors = Vec::new();
-        if let Some(divisors) = divisors(&config.rope) {
-            let shape = vec![divisors.len()];
-            let bytes = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
-            let blob = Blob::from_vec(bytes);
-            tensors.push(Piece::same(Tensor::new(
-                "rope_freqs.weight",
-                Dtype::F32,
-                shape,
-                blob,
-            )?));
-        }
-        tensors.extend(pieces(&dir.tensors, &config, &HF, &GGUF)?);
-        let size = |d: Dtype| -> u64 {
-            let of = tensors.iter().filter(|p: &&Piece| p.dtype() == d);
-            of.map(Piece::bytes_now).sum()
-        };
-        // What most values are: 0, 1 or 32.
-        let kinds = [(Dtype::F32, 0), (Dtype::F16, 1), (Dtype::BF16, 32)];
-        let kind = kinds.into_iter().max_by_key(|k| size(k.0));
-        let kind = kind.map_or(0, |k| k.1);
-        metadata.set("general.file_type", Value::U32(kind));
-        metadata.set("general.quantization_version", Value::U32(2));
-        Ok(Source { metadata, tensors })
-    }
-}
+use crate::source::{Order, Piece};
 
 /// The tensors of a model under the names and in the orders of another layout. What changes nothing
 /// is left out.
@@ -72,17 +33,20 @@ fn pieces(tensors: &Tensors, config: &Config, from: &Names, to: &Names) -> Resul
         let Some((name, part)) = renamed(&t.name, from, to) else {
             return Err(Error::NotImplemented(format!("tensor `{}`", t.name)));
         };
-        let order = match part {
+        let order = match (part, to.rotary) {
             // Query and key rows turn with their heads.
-            Some(1 | 2) => match config.rope.layout {
-                RopeLayout::HalfSplit => Order::Pairs(config.head_dim),
-                RopeLayout::Interleaved => Order::Halves(config.head_dim),
+            (Some(1 | 2), layout) if layout != from.rotary => match layout {
+                RopeLayout::Interleaved => Order::Pairs(config.head_dim),
+                RopeLayout::HalfSplit => Order::Halves(config.head_dim),
             },
             _ => Order::Same,
         };
         let mut tensor = t.clone();
         tensor.name = name;
-        found.push(Piece { tensor, order });
+        found.push(Piece {
+            order,
+            ..Piece::same(tensor)
+        });
     }
     Ok(found)
 }
@@ -252,6 +216,18 @@ fn rope_scaling(rope: &RopeConfig) -> Result<Json> {
             "beta_fast": shortest(y.beta_fast),
             "beta_slow": shortest(y.beta_slow),
         }),
+        Scaling::Llama3 {
+            factor,
+            low,
+            high,
+            original,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": shortest(*factor),
+            "low_freq_factor": shortest(*low),
+            "high_freq_factor": shortest(*high),
+            "original_max_position_embeddings": *original as u64,
+        }),
         Scaling::Divisors(d) => llama3(rope, d)?,
         other => return Err(unsaid(other, "config.json")),
     })
@@ -290,98 +266,6 @@ fn llama3(rope: &RopeConfig, divisors: &[f32]) -> Result<Json> {
     }))
 }
 
-/// A model in its own layout.
-#[derive(Debug)]
-pub enum Input {
-    /// A GGUF.
-    Gguf(Box<Gguf>),
-    /// A Hugging Face directory.
-    Hf(Box<HfDir>),
-}
-
-impl Input {
-    /// Opens a file or directory, told apart by content.
-    ///
-    /// # Errors
-    /// It cannot be read, or is neither.
-    pub fn open(path: &Path) -> Result<Input> {
-        match files::detect(path)? {
-            Kind::Gguf => Ok(Input::Gguf(Box::new(Gguf::open(path)?))),
-            Kind::HfDir => Ok(Input::Hf(Box::new(HfDir::open(path)?))),
-            kind => Err(Error::Open {
-                path: path.display().to_string(),
-                what: format!(
-                    "is {}; GGUF files and Hugging Face directories are converted",
-                    kind.describe()
-                ),
-            }),
-        }
-    }
-
-    /// The model as a GGUF holds it. A Hugging Face model's comes without its tokenizer's keys.
-    ///
-    /// # Errors
-    /// As for [`Source::from_hf`].
-    pub fn gguf(&self) -> Result<Source> {
-        match self {
-            Input::Gguf(gguf) => Ok(Source::from_gguf(gguf)),
-            Input::Hf(dir) => Source::from_hf(dir),
-        }
-    }
-
-    /// The model as a Hugging Face directory holds it: config.json, and the tensors, all as `ty` or
-    /// else as they are, quantised ones as f16.
-    ///
-    /// # Errors
-    /// Not a Llama model, or one with something that config.json cannot say.
-    pub fn hf(&self, ty: Option<Type>) -> Result<(Json, Source, Vec<Step>)> {
-        let (mut config, tensors) = match self {
-            Input::Gguf(gguf) => {
-                let config = Config::from_gguf(gguf)?;
-                let tensors = pieces(&gguf.tensors, &config, &GGUF, &HF)?;
-                (config_json(&config, Dtype::F32)?, tensors)
-            }
-            Input::Hf(dir) => {
-                let tensors = dir.tensors.iter().cloned().map(Piece::same).collect();
-                (dir.config.clone(), tensors)
-            }
-        };
-        let source = Source {
-            metadata: Metadata::new(),
-            tensors,
-        };
-        let plain = |d: Dtype| matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        let to = |d: Dtype| match ty {
-            Some(ty) if plain(d) || d.is_quantized() => stored(ty),
-            None if d.is_quantized() => Dtype::F16,
-            _ => d,
-        };
-        let steps: Vec<Step> = source
-            .tensors
-            .iter()
-            .map(|p| moved(p, to(p.dtype())))
-            .collect();
-        // What most values are.
-        let size = |d: Dtype| -> u64 {
-            steps
-                .iter()
-                .filter(|s| s.info.dtype == d)
-                .map(|s| s.bytes.1)
-                .sum()
-        };
-        let main = [Dtype::F32, Dtype::F16, Dtype::BF16]
-            .into_iter()
-            .max_by_key(|d| size(*d));
-        let torch = config_dtype(main.unwrap_or(Dtype::F32));
-        for key in ["torch_dtype", "dtype"] {
-            if config.get(key).is_some() {
-                config[key] = torch.into();
-            }
-        }
-        Ok((config, source, steps))
-    }
-}
-
 /// PyTorch's name.
 fn config_dtype(dtype: Dtype) -> &'static str {
     match dtype {
@@ -389,45 +273,4 @@ fn config_dtype(dtype: Dtype) -> &'static str {
         Dtype::BF16 => "bfloat16",
         _ => "float32",
     }
-}
-
-/// One tensor in another type.
-fn moved(piece: &Piece, to: Dtype) -> Step {
-    let mut info = piece.info();
-    info.dtype = to;
-    Step {
-        from: piece.dtype(),
-        bytes: (piece.bytes_now(), info.bytes().unwrap_or_default() as u64),
-        weighted: false,
-        instead_of: None,
-        deviation: None,
-        info,
-    }
-}
-
-/// Writes the tensors of a Hugging Face directory to `out`; see `quantize::write`.
-///
-/// # Errors
-/// A file cannot be read or written, or a tensor holds values that the new type cannot.
-pub fn write_safetensors(
-    source: &Source,
-    steps: &[Step],
-    out: &Path,
-    threads: usize,
-    on_step: &mut dyn FnMut(&Step) -> bool,
-) -> Result<Option<Vec<Step>>> {
-    let infos = steps.iter().map(|s| s.info.clone()).collect();
-    let mut writer = safetensors::FileWriter::create(out, infos)?;
-    let mut done = steps.to_vec();
-    while let Some(info) = writer.coming() {
-        let at = steps.iter().position(|s| s.info.name == info.name);
-        let Some(at) = at else { break };
-        let mut to = |bytes: &[u8]| Ok(writer.part(bytes)?);
-        store(&source.tensors[at], &mut done[at], None, threads, &mut to)?;
-        if !on_step(&done[at]) {
-            return Ok(None);
-        }
-    }
-    writer.finish()?;
-    Ok(Some(done))
 }
