@@ -276,8 +276,12 @@ fn vocab(file: &File) -> Option<(Vocab, Vec<bool>)> {
 /// Whether a special token and one that is cut out of any text may share characters of a text. The crate then lets
 /// the special one hide the other even where special tokens are left in the text.
 fn overlap(added: &[Added]) -> bool {
+    // More or longer ones than any model has are not compared: that could take long.
+    const MOST: usize = 1 << 16;
+    const LONGEST: usize = 128;
     let (special, others): (Vec<&Added>, Vec<&Added>) = added.iter().partition(|a| a.special);
-    if special.len().saturating_mul(others.len()) > 1 << 16 {
+    let pairs = special.len().saturating_mul(others.len());
+    if pairs > MOST || pairs > 0 && added.iter().any(|a| a.content.len() > LONGEST) {
         return true;
     }
     // One within the other, or the end of one as the beginning of the other.
@@ -366,6 +370,7 @@ mod tests {
             ("id", json!(id + 1)),
             ("content", json!("")),
             ("content", json!("_of_text|>x")),
+            ("content", json!("x".repeat(1000))),
             ("unheard", json!(1)),
         ] {
             let mut added = added.clone();
