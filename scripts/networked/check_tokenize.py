@@ -9,6 +9,7 @@ import sentencepiece
 import tiktoken
 import tokenizers
 from common import MODEL, REFERENCE, SEED, jsonl, same, texts
+from official import LLAMA3
 
 
 def compare(what, model, encode, decode, vocab, count=400):
@@ -43,10 +44,6 @@ official = sentencepiece.SentencePieceProcessor(model_file=str(spm))
 compare("sentencepiece, tiny", spm, official.encode, None, official.vocab_size())
 compare("sentencepiece, tiny, through GGUF", REFERENCE / "gguf/llama2_gqa.f32.gguf", official.encode, None, official.vocab_size())
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 folder = os.environ.get("PUNA_LLAMA_TOKENIZERS")
 if folder:
     path = Path(folder) / "llama3.model"

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Result;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::exit::{Code, failure};
@@ -49,7 +50,10 @@ pub fn json(path: &Path) -> Result<Value> {
 
 /// Calls `each` with every line's JSON value and writes what it returns on a line of its own, in
 /// ASCII. Empty lines are passed over; an error names the line.
-pub fn json_lines(path: &Path, mut each: impl FnMut(&Value) -> Result<Value>) -> Result<()> {
+pub fn json_lines<T: Serialize>(
+    path: &Path,
+    mut each: impl FnMut(&Value) -> Result<T>,
+) -> Result<()> {
     let from_stdin = path == Path::new("-");
     let reader: Box<dyn Read> = if from_stdin {
         Box::new(std::io::stdin().lock())

@@ -60,15 +60,19 @@ pub fn print(format: Format, value: &impl Serialize, text: impl FnOnce() -> Stri
 
 /// JSON in which every character beyond ASCII is a `\uXXXX` escape: safe in any pipeline.
 pub fn ascii_json(value: &impl Serialize) -> Result<String> {
+    use std::fmt::Write;
     let plain = serde_json::to_string(value)?;
-    let mut out = String::with_capacity(plain.len());
+    if plain.is_ascii() {
+        return Ok(plain);
+    }
+    let mut out = String::with_capacity(plain.len() + plain.len() / 2);
     for c in plain.chars() {
         if c.is_ascii() {
             out.push(c);
         } else {
             let mut units = [0u16; 2];
             for unit in c.encode_utf16(&mut units) {
-                out.push_str(&format!("\\u{unit:04x}"));
+                write!(out, "\\u{unit:04x}")?;
             }
         }
     }

@@ -75,6 +75,77 @@ const FORMATS: [(&str, &str, &str); 6] = [
     ),
 ];
 
+/// Files with a tokenizer: what is read, what the ids are compared with, and by which tests of `crates/text`.
+const TOKENIZERS: [(&str, &str, &str, &[&str]); 7] = [
+    (
+        "GGUF, `gpt2`",
+        "byte-level BPE with the splitting of Llama 3, Llama 4, SmolLM, GPT-2 or llama.cpp's default",
+        "tokenizers, tiktoken, llama.cpp's vectors; the splitting: the published patterns run by a regex engine",
+        &[
+            "smollm2_from_gguf",
+            "smollm2_sample",
+            "llama3_from_gguf",
+            "llama_cpp_vectors",
+            "splitters_equal_the_published_patterns",
+        ],
+    ),
+    (
+        "GGUF, `llama`",
+        "SentencePiece BPE with its bytes",
+        "sentencepiece, llama.cpp's vectors",
+        &["llama2_from_gguf", "llama_samples", "llama_cpp_vectors"],
+    ),
+    (
+        "tokenizer.model, SentencePiece",
+        "BPE models; user-defined and unused pieces",
+        "sentencepiece",
+        &[
+            "tiny_spm_from_tokenizer_model",
+            "llama2_from_tokenizer_model",
+        ],
+    ),
+    (
+        "tokenizer.model, tiktoken",
+        "the rank files of Llama 3 and 4, with their special tokens",
+        "llama-models (tiktoken)",
+        &[
+            "llama3_from_tokenizer_model",
+            "llama4_from_tokenizer_model",
+            "llama_samples",
+        ],
+    ),
+    (
+        "tokenizer.json, byte-level BPE",
+        "what Llama 3 and 4, SmolLM2 and GPT-2 say in it, by Puna's own encoder",
+        "the tokenizers crate on random text, tokenizers' ids",
+        &[
+            "random_text",
+            "smollm2_from_tokenizer_json",
+            "tiny_bpe_from_tokenizer_json",
+        ],
+    ),
+    (
+        "tokenizer.json, any other",
+        "with a byte-level or SentencePiece decoder, by the tokenizers crate: slower",
+        "sentencepiece (Llama 2)",
+        &["llama2_from_tokenizer_json"],
+    ),
+    (
+        "tokenizer.bin of llama2.c",
+        "SentencePiece's pieces and scores",
+        "by hand; hostile files",
+        &["llama2c_files_that_are_refused"],
+    ),
+];
+
+/// The tests of `crates/text`, all in one.
+fn tests_of_text() -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests");
+    let files = std::fs::read_dir(folder).expect("the folder is there");
+    let files = files.filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok());
+    files.collect()
+}
+
 #[test]
 fn the_page_of_models() {
     let mut page = "# What runs\n\n\
@@ -104,6 +175,22 @@ fn the_page_of_models() {
     page.push_str("\n## Files\n\n| format | what is read | compared with |\n|---|---|---|\n");
     for (format, read, compared) in FORMATS {
         page.push_str(&format!("| {format} | {read} | {compared} |\n"));
+    }
+    page.push_str(
+        "\n## Tokenizers\n\nThe ids are those of the official implementations: on 477 fixed texts and 300 random ones \
+        in the repository, and on 100,000 random texts in `.ci/networked`.\n\n\
+        | file | what is read | compared with | by |\n|---|---|---|---|\n",
+    );
+    let sources = tests_of_text();
+    for (file, read, compared, tests) in TOKENIZERS {
+        let names: Vec<String> = tests.iter().map(|name| format!("`{name}`")).collect();
+        page.push_str(&format!(
+            "| {file} | {read} | {compared} | {} |\n",
+            names.join(", ")
+        ));
+        for name in tests {
+            assert!(sources.contains(&format!("fn {name}(")), "no test {name}");
+        }
     }
     let types: Vec<&str> = kernels::Type::ALL.iter().map(|ty| ty.name()).collect();
     let formats: Vec<String> = text::formats().map(|name| format!("`{name}`")).collect();

@@ -6,18 +6,20 @@
 //! Two sources of ranks: a list of merges "left right" (GGUF, GPT-2's merges.txt), or the ids themselves, where a
 //! pair may be joined when its concatenation is a token (tiktoken).
 //!
-//! Why it is fast: most pieces of ordinary text are one token. With the whole-piece rule of tiktoken and
-//! Llama 3 that token is the answer. Without the rule it is the answer exactly when merging the token's own
-//! bytes gives it back, which is found out once per token and remembered.
+//! Why it is fast: most pieces of ordinary text were there before, and their tokens are remembered
+//! (`words`). Of the others most are one token. With the whole-piece rule of tiktoken and Llama 3 that token
+//! is the answer. Without the rule it is the answer exactly when merging the token's own bytes gives it back,
+//! which is found out once per token and remembered too.
 //!
 //! Knows bytes and ranks; reads no files and finds no special tokens.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
-use crate::merge::{Ranks, Scratch, Seen, Symbol, merge};
+use crate::merge::{Ranks, Seen, Symbol, merge};
 use crate::pretokenize::Pattern;
 use crate::vocab::{Kind, NONE, PieceTable, Vocab, fold, random_seed};
+use crate::words::{Scratch, Word};
 
 /// Joined pairs: two token ids in one number -> (rank, token that they make).
 pub(crate) type Merges = HashMap<u64, (u32, u32), Seeded>;
@@ -101,43 +103,39 @@ impl Bpe {
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) {
-        let mut symbols = Vec::new();
-        let mut at = 0;
-        while at < text.len() {
-            let end = self.pattern.next(text, at);
-            self.encode_piece(vocab, &text.as_bytes()[at..end], &mut symbols, scratch, out);
-            at = end;
+        let mut start = 0;
+        while start < text.len() {
+            let end = self.pattern.next(text, start);
+            let word = Word::new(text.as_bytes(), start, end);
+            if !word.is_some_and(|word| scratch.words.append(word, out)) {
+                let before = out.len();
+                self.encode_piece(vocab, &text.as_bytes()[start..end], scratch, out);
+                if let Some(word) = word {
+                    scratch.words.keep(word, &out[before..]);
+                }
+            }
+            start = end;
         }
     }
 
-    #[inline]
-    fn encode_piece(
-        &self,
-        vocab: &Vocab,
-        piece: &[u8],
-        symbols: &mut Vec<Symbol>,
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-    ) {
+    fn encode_piece(&self, vocab: &Vocab, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         let whole = self.table.get(vocab, piece);
         if let Some(id) = whole.filter(|&id| self.whole_pieces || self.seen.is_itself(id)) {
             out.push(id);
             return;
         }
-        self.merge_piece(vocab, piece, symbols, scratch);
+        self.merge_piece(vocab, piece, scratch);
+        let symbols = &scratch.symbols;
         if let Some(id) = whole {
             self.seen.note(id, symbols);
         }
         out.extend(symbols.iter().map(|s| s.id).filter(|&id| id != NONE));
     }
 
-    fn merge_piece(
-        &self,
-        vocab: &Vocab,
-        piece: &[u8],
-        symbols: &mut Vec<Symbol>,
-        scratch: &mut Scratch,
-    ) {
+    fn merge_piece(&self, vocab: &Vocab, piece: &[u8], scratch: &mut Scratch) {
+        let Scratch {
+            symbols, buffers, ..
+        } = scratch;
         symbols.clear();
         symbols.extend(piece.iter().zip(0u32..).map(|(&b, i)| Symbol {
             start: i,
@@ -145,7 +143,7 @@ impl Bpe {
             id: self.bytes[usize::from(b)],
         }));
         match &self.order {
-            Order::Merges(merges) => merge(symbols, &mut Listed(merges), scratch),
+            Order::Merges(merges) => merge(symbols, &mut Listed(merges), buffers),
             Order::Ids => merge(
                 symbols,
                 &mut Concatenations {
@@ -153,7 +151,7 @@ impl Bpe {
                     vocab,
                     piece,
                 },
-                scratch,
+                buffers,
             ),
         }
     }

@@ -232,6 +232,7 @@ fn sentencepiece(
         ends: ends(metadata, count),
         cut_user_defined: true,
         strips_space: add_dummy_prefix,
+        from_json: false,
         vocab,
     })
 }
@@ -280,6 +281,7 @@ fn byte_level(metadata: &Metadata, tokens: &Strings, kinds: &[Kind]) -> Result<T
         ends: ends(metadata, count),
         cut_user_defined: true,
         strips_space: false,
+        from_json: false,
         vocab,
     })
 }

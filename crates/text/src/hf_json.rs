@@ -3,6 +3,8 @@
 //! This module adds what the crate leaves out: the bytes of each token (for streaming), a choice per call whether
 //! special tokens in text are parsed, and limits on what a hostile file may ask for.
 //!
+//! Most files of byte-level BPE do not need the crate: see `json_bpe`.
+//!
 //! Knows the crate; no other module does.
 
 use std::borrow::Cow;
@@ -15,6 +17,7 @@ use tokenizers::{
 
 use crate::Error;
 use crate::byte_level::unspell;
+use crate::json_bpe;
 use crate::sequences;
 use crate::spm::{SPACE, byte_of};
 use crate::tokenizer::{Algorithm, Parts, Special, Tokenizer};
@@ -109,6 +112,10 @@ impl Tokenizer {
             serde_json::from_slice(bytes).map_err(|e| Error::malformed(FORMAT, e.to_string()))?;
         check(&outline)?;
         let spelling = spelling(&outline.decoder)?;
+        let byte_level = spelling.byte_level && !spelling.byte_fallback && !spelling.strips_space;
+        if let Some(parts) = byte_level.then(|| json_bpe::read(bytes)).flatten() {
+            return Tokenizer::assemble(parts);
+        }
         let loaded = catch_unwind(AssertUnwindSafe(|| Inner::from_bytes(bytes)));
         let mut inner = match loaded {
             Ok(inner) => inner.map_err(|e| Error::malformed(FORMAT, e.to_string()))?,
@@ -139,6 +146,7 @@ impl Tokenizer {
             ends: Vec::new(),
             cut_user_defined: false,
             strips_space: spelling.strips_space,
+            from_json: true,
         })
     }
 }

@@ -21,6 +21,7 @@ mod formats;
 mod gguf;
 mod guard;
 mod hf_json;
+mod json_bpe;
 mod llama2c;
 mod merge;
 mod methods;
@@ -39,6 +40,7 @@ mod tojson;
 mod tokenizer;
 mod tokens;
 mod vocab;
+mod words;
 
 pub use convert::{gguf_keys, hf_files};
 pub use decode::Decoder;

@@ -132,6 +132,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
         ends: vec![BOS],
         cut_user_defined: false,
         strips_space: true,
+        from_json: false,
     })
 }
 

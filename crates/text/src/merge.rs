@@ -39,8 +39,8 @@ const SCAN: usize = 64;
 const NEVER: u32 = u32::MAX;
 
 /// Buffers that are kept from one text to the next.
-#[derive(Default)]
-pub(crate) struct Scratch {
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
     /// Rank and token of the pair that starts at each symbol, for short chains.
     pairs: Vec<(u32, u32)>,
     /// Rank above left index, then the pair's end and token, for long chains.
@@ -78,11 +78,11 @@ impl Seen {
 }
 
 /// Joins symbols in place until no pair has a rank; `symbols` holds what is left, in order.
-pub(crate) fn merge(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, scratch: &mut Scratch) {
+pub(crate) fn merge(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, buffers: &mut Buffers) {
     if symbols.len() <= SCAN {
-        merge_scanning(symbols, ranks, &mut scratch.pairs);
+        merge_scanning(symbols, ranks, &mut buffers.pairs);
     } else {
-        merge_heap(symbols, ranks, scratch);
+        merge_heap(symbols, ranks, buffers);
     }
 }
 
@@ -124,8 +124,8 @@ fn merge_scanning(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, pairs: &mut
     }
 }
 
-fn merge_heap(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, scratch: &mut Scratch) {
-    let Scratch { heap, links, .. } = scratch;
+fn merge_heap(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, buffers: &mut Buffers) {
+    let Buffers { heap, links, .. } = buffers;
     let last = symbols.len() - 1;
     links.clear();
     links.extend((0..symbols.len()).map(|i| {
@@ -164,10 +164,6 @@ fn merge_heap(symbols: &mut Vec<Symbol>, ranks: &mut impl Ranks, scratch: &mut S
         }
     }
     symbols.retain(|s| s.start != s.end);
-    // Do not keep the memory of one enormous word.
-    if links.capacity() > 1 << 16 {
-        *scratch = Scratch::default();
-    }
 }
 
 /// The heap's entry for a pair: ordered by rank, then by place.
@@ -228,7 +224,7 @@ mod tests {
             pieces.dedup();
             let (mut a, mut b) = (symbols(&text), symbols(&text));
             merge_scanning(&mut a, &mut Listed(&text, &pieces), &mut Vec::new());
-            merge_heap(&mut b, &mut Listed(&text, &pieces), &mut Scratch::default());
+            merge_heap(&mut b, &mut Listed(&text, &pieces), &mut Buffers::default());
             prop_assert_eq!(ends(&a), ends(&b));
         }
     }
@@ -242,7 +238,7 @@ mod tests {
             merge(
                 &mut chain,
                 &mut Listed(&text, &pieces),
-                &mut Scratch::default(),
+                &mut Buffers::default(),
             );
             assert_eq!(chain.len(), n / 2 + 1);
             assert_eq!(chain.last().map(|s| s.end - s.start), Some(1));

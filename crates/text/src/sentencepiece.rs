@@ -184,6 +184,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, Error> {
         ends: Vec::new(),
         cut_user_defined: false,
         strips_space: normalizer.add_dummy_prefix || normalizer.remove_extra_whitespaces,
+        from_json: false,
     })
 }
 

@@ -40,6 +40,11 @@ impl Matcher {
         })
     }
 
+    /// Whether it has no strings to find.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.automaton.is_none()
+    }
+
     /// Cuts `text` at the special strings in it, in order.
     pub(crate) fn split<'a>(&self, text: &'a str, mut each: impl FnMut(Fragment<'a>)) {
         let mut at = 0;

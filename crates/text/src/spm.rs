@@ -6,17 +6,25 @@
 //! there is no merge list, and it is not longest-match.
 //!
 //! Why it is fast: in every usual vocabulary a space stands only at the front of a piece, so no merge crosses
-//! into a space and each word is merged alone, in a few cache lines. A word that is a piece, and was seen to
-//! merge into just that piece before, is looked up and done. (Where a piece does have a space inside, the
-//! whole text is one chain, which gives the same ids more slowly.)
+//! into a space and each word is merged alone, in a few cache lines. The tokens of words that were there before
+//! are remembered (`words`), under the text's own bytes: such a word is not even written with U+2581. A word
+//! that is a piece, and was seen to merge into just that piece before, is looked up and done. (Where a piece
+//! does have a space inside, the whole text is one chain, which gives the same ids more slowly.)
+//!
+//! Why words may be merged apart: a symbol is a slice of the text. A merge across the front of a word's spaces
+//! would make a slice with another character before a space, and no piece is such a slice. So the pairs of
+//! different words never meet, and the order of their merges does not matter. Two things would bind words
+//! together: pieces marked unused, which are taken apart as they were last joined anywhere in the text, and
+//! pieces that are matched before all else. Where a vocabulary has these, the text stays whole.
 //!
 //! Knows pieces and scores; reads no files and finds no special tokens.
 
 use std::collections::HashMap;
 
-use crate::merge::{Ranks, Scratch, Seen, Symbol, merge};
+use crate::merge::{Ranks, Seen, Symbol, merge};
 use crate::special::{Fragment, Matcher};
 use crate::vocab::{Kind, NONE, PieceTable, Vocab};
+use crate::words::{Scratch, Word};
 
 /// The space that SentencePiece writes in its pieces.
 pub(crate) const SPACE: &str = "\u{2581}";
@@ -55,7 +63,7 @@ pub(crate) struct Spm {
     user_defined: Matcher,
     has_bytes: bool,
     has_unused: bool,
-    /// No piece has a space behind another character.
+    /// Words merge alone.
     words_apart: bool,
     /// What merging a piece's own characters gives; see [`Seen`].
     seen: Seen,
@@ -100,7 +108,7 @@ impl Spm {
             user_defined,
             has_bytes,
             has_unused,
-            words_apart: words_apart(pieces, normalizer.space()),
+            words_apart: !has_unused && words_apart(pieces, normalizer.space()),
             seen: Seen::new(pieces.len()),
         })
     }
@@ -109,7 +117,7 @@ impl Spm {
     pub(crate) fn refresh(&mut self, pieces: &Vocab, match_user_defined: bool) -> Result<(), u32> {
         let known = self.ranks.len() as u32;
         self.table = PieceTable::build(pieces, |id, kind| id < known && is_text(kind))?;
-        self.words_apart = words_apart(pieces, self.normalizer.space());
+        self.words_apart = !self.has_unused && words_apart(pieces, self.normalizer.space());
         self.seen = Seen::new(self.ranks.len());
         let wanted = |k| match_user_defined && k == Kind::UserDefined;
         self.user_defined = Matcher::new(pieces.of_kind(wanted)).ok_or(NONE)?;
@@ -130,19 +138,64 @@ impl Spm {
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) {
+        let plain = self.words_apart
+            && self.user_defined.is_empty()
+            && self.normalizer.escape_whitespaces
+            && !self.normalizer.remove_extra_whitespaces;
+        // In a text with U+2581 other characters than spaces are spaces.
+        if plain && !text.contains(SPACE) {
+            return self.encode_words(pieces, text, prefix, scratch, out);
+        }
         let normal = self.normalize(text, prefix);
-        let mut symbols = Vec::new();
         self.user_defined.split(&normal, |fragment| match fragment {
             // A user-defined piece is never joined with its neighbours, so each stretch merges alone.
             Fragment::Text(mut rest) => {
                 while !rest.is_empty() {
                     let word;
                     (word, rest) = rest.split_at(self.word_end(rest));
-                    self.encode_word(pieces, word, &mut symbols, scratch, out);
+                    self.encode_word(pieces, word, scratch, out);
                 }
             }
             Fragment::Token(id) => out.push(id),
         });
+    }
+
+    /// Word by word: each with the spaces before it.
+    fn encode_words(
+        &self,
+        pieces: &Vocab,
+        text: &str,
+        mut prefix: bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        prefix &= self.normalizer.add_dummy_prefix;
+        let bytes = text.as_bytes();
+        let mut start = 0;
+        while start < bytes.len() {
+            let first = bytes[start..].iter().position(|&b| b != b' ');
+            let spaces = first.unwrap_or(bytes.len() - start);
+            let word = start + spaces;
+            let end = bytes[word..].iter().position(|&b| b == b' ');
+            let end = end.map_or(bytes.len(), |len| word + len);
+            // The first word has a space more than the text shows. And without byte tokens a word's ids
+            // depend on those before it.
+            let known = Word::new(bytes, start, end).filter(|_| !prefix && self.has_bytes);
+            if !known.is_some_and(|known| scratch.words.append(known, out)) {
+                let before = out.len();
+                let mut spelled = std::mem::take(&mut scratch.spelled);
+                spelled.clear();
+                spelled.extend(std::iter::repeat_n(SPACE, spaces + usize::from(prefix)));
+                spelled.push_str(&text[word..end]);
+                self.encode_word(pieces, &spelled, scratch, out);
+                scratch.spelled = spelled;
+                if let Some(known) = known {
+                    scratch.words.keep(known, &out[before..]);
+                }
+            }
+            prefix = false;
+            start = end;
+        }
     }
 
     /// Where the first stretch of `text` ends that merges alone: before the first space behind something else.
@@ -157,20 +210,16 @@ impl Spm {
             .map_or(text.len(), |word| spaces + word)
     }
 
-    fn encode_word(
-        &self,
-        pieces: &Vocab,
-        word: &str,
-        symbols: &mut Vec<Symbol>,
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-    ) {
+    fn encode_word(&self, pieces: &Vocab, word: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let text = word.as_bytes();
         let whole = self.table.get(pieces, text);
         if let Some(id) = whole.filter(|&id| self.seen.is_itself(id)) {
             out.push(id);
             return;
         }
+        let Scratch {
+            symbols, buffers, ..
+        } = scratch;
         symbols.clear();
         symbols.extend(word.char_indices().map(|(start, c)| {
             let end = start + c.len_utf8();
@@ -186,7 +235,7 @@ impl Spm {
             text,
             unused: HashMap::new(),
         };
-        merge(symbols, &mut ranks, scratch);
+        merge(symbols, &mut ranks, buffers);
         let unused = ranks.unused;
         if let Some(id) = whole.filter(|_| unused.is_empty()) {
             self.seen.note(id, symbols);
@@ -413,6 +462,38 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(encode(&apart, " a a  a"), [3, 3, 1, 3]);
             assert_eq!(encode(&across, " a a  a"), [4, 1, 3]);
+        }
+    }
+
+    proptest::proptest! {
+        /// Word by word, with known words, as the whole text in one chain.
+        #[test]
+        fn words_apart_equal_the_whole_text(
+            pieces in proptest::collection::btree_set("▁{0,2}[abc]{0,3}", 0..40),
+            bytes in proptest::bool::ANY,
+            texts in proptest::collection::vec("[abcé ▁]{0,24}", 1..6),
+        ) {
+            let mut list: Vec<(&str, f32, Kind)> = vec![("<unk>", 0., Unknown)];
+            let singles = ["a", "b", "▁"];
+            list.extend(singles.iter().map(|s| (*s, -99., Normal)));
+            let others = pieces.iter().filter(|p| !p.is_empty() && !singles.contains(&p.as_str()));
+            list.extend(others.zip(0u8..).map(|(p, n)| (p.as_str(), -f32::from(n % 7), Normal)));
+            if bytes {
+                list.extend([("<0x63>", 0., Kind::Byte), ("<0xC3>", 0., Kind::Byte)]);
+            }
+            for add_dummy_prefix in [false, true] {
+                let apart = spm(&list, Normalizer { add_dummy_prefix, ..PLAIN });
+                let mut whole = spm(&list, Normalizer { add_dummy_prefix, ..PLAIN });
+                assert!(apart.1.words_apart);
+                whole.1.words_apart = false;
+                // One scratch for all texts, so that words are known again.
+                let mut scratch = Scratch::default();
+                for text in texts.iter().chain(&texts) {
+                    let mut got = Vec::new();
+                    apart.1.encode(&apart.0, text, true, &mut scratch, &mut got);
+                    proptest::prop_assert_eq!(got, encode(&whole, text), "{:?}", text);
+                }
+            }
         }
     }
 

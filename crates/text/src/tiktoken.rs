@@ -196,6 +196,7 @@ fn build(ranks: &[(u32, Vec<u8>)]) -> Result<Tokenizer, Error> {
         ends: Vec::new(),
         cut_user_defined: false,
         strips_space: false,
+        from_json: false,
     })
 }
 

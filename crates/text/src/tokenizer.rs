@@ -14,11 +14,11 @@ use crate::Error;
 use crate::bpe::Bpe;
 use crate::guard;
 use crate::hf_json::Json;
-use crate::merge::Scratch;
 use crate::pretokenize::Pattern;
 use crate::special::{Fragment, Matcher};
 use crate::spm::{SPACE, Spm, byte_of};
 use crate::vocab::{Kind, MAX_TOKENS, Vocab};
+use crate::words::{Pool, Scratch};
 
 /// The longest text that is tokenized at once, in bytes.
 pub const MAX_TEXT: usize = 1 << 30;
@@ -56,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) cut_user_defined: bool,
     /// Decoding takes one space off the start of a text.
     pub(crate) strips_space: bool,
+    /// It is a `tokenizer.json`'s, which says all there is: side files add no tokens.
+    pub(crate) from_json: bool,
 }
 
 /// A tokenizer. Built by one of its `from_` functions or [`Tokenizer::open`]; safe to share between threads.
@@ -69,11 +71,13 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     cut_user_defined: bool,
     strips_space: bool,
+    from_json: bool,
     /// `ends`, `eos` and the tokens that are known by name, sorted.
     eog: Vec<u32>,
     /// Cuts out what is a token in either mode; and what is one with [`Special::Parse`].
     always: Matcher,
     parsed: Matcher,
+    pool: Pool,
 }
 
 /// Special tokens that end a generation in one model or another, by name. After llama.cpp's list.
@@ -116,6 +120,7 @@ impl Tokenizer {
             ends,
             cut_user_defined,
             strips_space,
+            from_json,
         } = parts;
         let mut tokenizer = Tokenizer {
             algorithm,
@@ -126,9 +131,11 @@ impl Tokenizer {
             ends,
             cut_user_defined,
             strips_space,
+            from_json,
             eog: Vec::new(),
             always: Matcher::default(),
             parsed: Matcher::default(),
+            pool: Pool::default(),
         };
         tokenizer.refresh()?;
         Ok(tokenizer)
@@ -136,6 +143,7 @@ impl Tokenizer {
 
     /// Works out what follows from the vocabulary's kinds.
     fn refresh(&mut self) -> Result<(), Error> {
+        self.pool = Pool::default();
         let mut eog: Vec<u32> = self
             .ends
             .iter()
@@ -198,12 +206,21 @@ impl Tokenizer {
                 max: MAX_TEXT,
             });
         }
-        let matcher = if special == Special::Parse {
-            &self.parsed
-        } else {
-            &self.always
+        self.pool
+            .lend(|scratch| self.encode_with(text, special, scratch, ids))
+    }
+
+    fn encode_with(
+        &self,
+        text: &str,
+        special: Special,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        let matcher = match special {
+            Special::Parse => &self.parsed,
+            Special::Text => &self.always,
         };
-        let mut scratch = Scratch::default();
         match &self.algorithm {
             Algorithm::Json(json) => json.encode(text, special, ids)?,
             Algorithm::Spm(spm) => {
@@ -211,7 +228,7 @@ impl Tokenizer {
                 let mut begins = true;
                 matcher.split(text, |fragment| match fragment {
                     Fragment::Text(text) => {
-                        spm.encode(&self.vocab, text, begins, &mut scratch, ids);
+                        spm.encode(&self.vocab, text, begins, scratch, ids);
                         begins = false;
                     }
                     Fragment::Token(id) => {
@@ -221,10 +238,12 @@ impl Tokenizer {
                 });
             }
             Algorithm::Bpe(bpe) => {
-                let guarded = matches!(bpe.pattern(), Pattern::Llama3 | Pattern::Llama4);
+                // Hugging Face's library has no such rails.
+                let guarded =
+                    !self.from_json && matches!(bpe.pattern(), Pattern::Llama3 | Pattern::Llama4);
                 guard::slices(text, guarded, |slice| {
                     matcher.split(slice, |fragment| match fragment {
-                        Fragment::Text(text) => bpe.encode(&self.vocab, text, &mut scratch, ids),
+                        Fragment::Text(text) => bpe.encode(&self.vocab, text, scratch, ids),
                         Fragment::Token(id) => ids.push(id),
                     });
                 });
@@ -357,8 +376,7 @@ impl Tokenizer {
         let class = tokenizer_config["tokenizer_class"]
             .as_str()
             .unwrap_or_default();
-        let decides =
-            !matches!(self.algorithm, Algorithm::Json(_)) || class.contains("LlamaTokenizer");
+        let decides = !self.from_json || class.contains("LlamaTokenizer");
         if let Some(add) = tokenizer_config["add_bos_token"]
             .as_bool()
             .filter(|_| decides)
@@ -373,7 +391,7 @@ impl Tokenizer {
         const FORMAT: &str = "tokenizer_config.json";
         let Some(added) = config["added_tokens_decoder"]
             .as_object()
-            .filter(|_| !matches!(self.algorithm, Algorithm::Json(_)))
+            .filter(|_| !self.from_json)
         else {
             return Ok(());
         };

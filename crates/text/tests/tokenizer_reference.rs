@@ -2,6 +2,8 @@
 
 mod tokenizer_support;
 
+use std::path::Path;
+
 use files::gguf::{Array, Gguf, Metadata, Value};
 use text::{Special, Tokenizer};
 use tokenizer_support::*;
@@ -228,6 +230,46 @@ fn llama3_from_gguf() {
         assert_eq!(got, ids(&row, "ids"), "{text:?}");
     }
     assert!(tokenizer.adds_bos());
+}
+
+/// 300 random texts of mixed scripts with the ids of the official implementation, by vocabulary
+/// (`scripts/networked/check_parity.py`). Twice, so that the second time words are known.
+fn holds_to_the_sample(path: &Path, vocabulary: &str) {
+    let tokenizer = Tokenizer::open(path).unwrap();
+    let sample = std::fs::read_to_string(fixture("tokenizers/parity.jsonl")).unwrap();
+    assert_eq!(sample.lines().count(), 300);
+    for line in sample.lines().chain(sample.lines()) {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = row["text"].as_str().unwrap();
+        let got = tokenizer.encode(text, Special::Text).unwrap();
+        assert_eq!(got, ids(&row, vocabulary), "{}: {text:?}", path.display());
+    }
+}
+
+#[test]
+fn smollm2_sample() {
+    for file in [
+        "tokenizers/smollm2-vocab.gguf",
+        "reference/smollm2/tokenizer.json",
+    ] {
+        holds_to_the_sample(&fixture(file), "smollm2");
+    }
+}
+
+#[test]
+fn llama_samples() {
+    for (file, vocabulary) in [
+        ("llama-spm.gguf", "llama2"),
+        ("llama2.json", "llama2"),
+        ("llama3.model", "llama3"),
+        ("llama-bpe.gguf", "llama3"),
+        ("llama4.model", "llama4"),
+    ] {
+        let Some(path) = licensed("llama_samples", file) else {
+            return;
+        };
+        holds_to_the_sample(&path, vocabulary);
+    }
 }
 
 /// llama.cpp's own vectors, beside its vocabularies.

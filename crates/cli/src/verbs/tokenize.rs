@@ -1,7 +1,8 @@
 //! `puna tokenize`: text to token ids.
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use text::{Special, Tokenizer};
 
 use crate::args::{Format, TokenizeArgs};
@@ -12,7 +13,7 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
         return crate::input::json_lines(file, |line| {
             let text = line.get("text").and_then(Value::as_str);
             let text = text.context("no string \"text\"")?;
-            answer(&tokenizer, &encode(&tokenizer, text, args)?)
+            Ok(answer(&tokenizer, encode(&tokenizer, text, args)?))
         });
     }
     let text = match args.text.as_deref() {
@@ -21,7 +22,7 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
     };
     let ids = encode(&tokenizer, &text, args)?;
     match args.format.format {
-        Format::Json => crate::out::json(&answer(&tokenizer, &ids)?),
+        Format::Json => crate::out::json(&answer(&tokenizer, ids)),
         Format::Text => {
             let mut out = crate::out::Lines::new();
             for id in ids {
@@ -43,9 +44,15 @@ fn encode(tokenizer: &Tokenizer, text: &str, args: &TokenizeArgs) -> Result<Vec<
     })
 }
 
-fn answer(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Value> {
-    let pieces: Vec<String> = ids.iter().map(|id| piece(tokenizer, *id)).collect();
-    Ok(json!({ "ids": ids, "pieces": pieces }))
+#[derive(Serialize)]
+struct Answer {
+    ids: Vec<u32>,
+    pieces: Vec<String>,
+}
+
+fn answer(tokenizer: &Tokenizer, ids: Vec<u32>) -> Answer {
+    let pieces = ids.iter().map(|id| piece(tokenizer, *id)).collect();
+    Answer { ids, pieces }
 }
 
 /// A token's bytes as text; a piece of a character is U+FFFD.

@@ -5,40 +5,27 @@ use serde_json::{Map, Value as Json, json};
 
 use super::same;
 use crate::Error;
+use crate::pretokenize::{LLAMA3, LLAMA4};
 use crate::sentencepiece;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::Kind;
 
 const FORMAT: &str = "a tokenizer for Hugging Face";
 
-const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-
 /// How a text is cut, by `tokenizer.ggml.pre`: the pattern, and whether a piece that is a token is
 /// taken whole. None: as GPT-2 does, with or without digits one by one.
 enum Cut {
-    Pattern(String, bool),
+    Pattern(&'static str, bool),
     Gpt2 { digits_apart: bool },
 }
 
 fn cut(pre: &str) -> Option<Cut> {
-    let llama3 = || {
-        format!(
-            "{CONTRACTIONS}|[^\\r\\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|\\p{{N}}{{1,3}}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-        )
-    };
-    let upper = "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}";
-    let lower = "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}";
     Some(match pre {
         "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" => {
-            Cut::Pattern(llama3(), true)
+            Cut::Pattern(LLAMA3, true)
         }
-        "dbrx" | "smaug-bpe" => Cut::Pattern(llama3(), false),
-        "llama4" | "gpt-4o" => Cut::Pattern(
-            format!(
-                "[^\\r\\n\\p{{L}}\\p{{N}}]?[{upper}]*[{lower}]+{CONTRACTIONS}?|[^\\r\\n\\p{{L}}\\p{{N}}]?[{upper}]+[{lower}]*{CONTRACTIONS}?|\\p{{N}}{{1,3}}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-            ),
-            false,
-        ),
+        "dbrx" | "smaug-bpe" => Cut::Pattern(LLAMA3, false),
+        "llama4" | "gpt-4o" => Cut::Pattern(LLAMA4, false),
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
             Cut::Gpt2 { digits_apart: true }
         }
