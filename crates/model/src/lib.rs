@@ -38,7 +38,7 @@ pub use batch::{Batch, Chunk, ChunkOut, Input, Outputs, Rows};
 pub use cache::{Cache, PAGE, Seq};
 pub use config::{Config, Experts, Llama4, RopeConfig, Scaling, Temperature, Yarn};
 pub use error::{Error, Result};
-pub use footprint::bytes_to_open;
+pub use footprint::{bytes_to_open, bytes_to_work};
 pub use forward::forward;
 pub use probe::{At, Probe, Row, Site};
 pub use shape::{Mix, Shape, shapes, synthesize};

@@ -14,14 +14,23 @@ use crate::exit::{Code, failure, usage};
 use crate::{interrupt, load, machine, out};
 
 /// What a directory carries beside its weights.
-const BESIDE: [&str; 6] = [
+const BESIDE: [&str; 12] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "USE_POLICY.md",
+    "NOTICE.txt",
+    NOTICE,
 ];
+
+/// What a copy must carry, and under which licence it is.
+const NOTICE: &str = "NOTICE";
 
 /// Types that `--type` may name.
 const TYPES: [&str; 4] = ["F32", "F16", "BF16", "Q8_0"];
@@ -48,12 +57,12 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         let what = "a Hugging Face directory holds f32, f16 or bf16";
         return Err(usage(what, "name a file OUT.gguf for q8_0"));
     }
-    let path = load::find(&args.input, args.net)?;
+    let (path, licence) = load::find_with_licence(&args.input, args.net)?;
     let input = Input::open(&path)?;
     let steps = if gguf {
-        to_gguf(args, &input, recipe)?
+        to_gguf(args, &input, recipe, licence.as_deref())?
     } else {
-        to_directory(args, &input, recipe)?
+        to_directory(args, &input, recipe, licence.as_deref())?
     };
     let steps = steps.ok_or_else(|| failure(Code::Interrupted, "interrupted", ""))?;
     let report = report(args, &steps);
@@ -70,9 +79,15 @@ fn recipe(given: &str) -> Result<Recipe> {
     }
 }
 
-/// A model as a GGUF holds it, with its tokenizer.
-pub fn gguf_source(input: &Input) -> Result<Source> {
+/// A model as a GGUF holds it, with its tokenizer and its licence.
+pub fn gguf_source(input: &Input, licence: Option<&str>) -> Result<Source> {
     let mut source = input.gguf()?;
+    if let Some(licence) = licence.filter(|_| source.metadata.str("general.license").is_none()) {
+        source.metadata.set(
+            "general.license",
+            files::gguf::Value::String(licence.to_owned()),
+        );
+    }
     if let Input::Hf(dir) = input {
         let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
         for (key, value) in text::gguf_keys(dir, rows as usize)? {
@@ -100,8 +115,13 @@ fn progress(args: &ConvertArgs) -> impl FnMut(&Step) -> bool {
     }
 }
 
-fn to_gguf(args: &ConvertArgs, input: &Input, recipe: Option<Recipe>) -> Result<Option<Vec<Step>>> {
-    let source = gguf_source(input)?;
+fn to_gguf(
+    args: &ConvertArgs,
+    input: &Input,
+    recipe: Option<Recipe>,
+    licence: Option<&str>,
+) -> Result<Option<Vec<Step>>> {
+    let source = gguf_source(input, licence)?;
     let wanted = Wanted {
         recipe,
         imatrix: None,
@@ -141,6 +161,7 @@ fn to_directory(
     args: &ConvertArgs,
     input: &Input,
     recipe: Option<Recipe>,
+    licence: Option<&str>,
 ) -> Result<Option<Vec<Step>>> {
     if args.out.exists() {
         let what = format!("{} exists", args.out.display());
@@ -171,6 +192,12 @@ fn to_directory(
                 format!("{generation:#}\n").as_bytes(),
             )?;
         }
+    }
+    if let Some(licence) = licence.filter(|_| !part.0.join(NOTICE).exists()) {
+        let line = hub::terms(licence).and_then(|terms| terms.notice);
+        let line = line.map_or(String::new(), |line| format!("{line}\n"));
+        let text = format!("{line}Licence of the model that this was made from: {licence}\n");
+        put(&part.0, NOTICE, text.as_bytes())?;
     }
     let weights = part.0.join(files::safetensors::SINGLE);
     let mut on_step = progress(args);
