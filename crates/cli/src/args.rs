@@ -544,7 +544,11 @@ fn with_settings(command: clap::Command, config: &'static Config) -> clap::Comma
         verb.mut_args(|arg| {
             let long = arg.get_long().filter(|long| config::MACHINE.contains(long));
             match long.and_then(|long| config.general(long)) {
-                Some(value) => arg.default_value(value).hide_default_value(true),
+                // A switch shows no default.
+                Some(value) => match arg.get_action().takes_values() {
+                    true => arg.default_value(value).hide_default_value(true),
+                    false => arg.default_value(value),
+                },
                 None => arg,
             }
         })

@@ -29,6 +29,8 @@ use crate::memory::{Need, context};
 pub struct Loaded {
     /// Its store name, or the file's stem: what reports call it.
     pub name: String,
+    /// The MODEL word that it was found by.
+    pub typed: String,
     /// The file or directory.
     pub path: PathBuf,
     /// Its hash, where the hub knows it.
@@ -48,7 +50,7 @@ impl Loaded {
     /// What it takes to run it in a context of so many tokens.
     pub fn need(&self, asked: Option<usize>) -> Need<'_> {
         Need {
-            name: &self.name,
+            name: &self.typed,
             path: &self.path,
             config: &self.weights.config,
             mapped: self.weights.bytes() - self.weights.bytes_held(),
@@ -175,6 +177,7 @@ pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Lo
 
 /// A model that was found, and the options that it will be opened with.
 struct Placed {
+    typed: String,
     found: Resolved,
     load: LoadArgs,
     lower: Lower,
@@ -203,7 +206,12 @@ fn place(typed: Option<&str>, args: &LoadArgs) -> Result<Placed> {
             "make a model without ADAPTER: its answers would be the base's",
         ));
     }
-    Ok(Placed { found, load, lower })
+    Ok(Placed {
+        typed,
+        found,
+        load,
+        lower,
+    })
 }
 
 /// What lies under the options for this model.
@@ -223,13 +231,19 @@ fn adapters(found: &Resolved) -> Vec<String> {
 }
 
 fn open(placed: Placed) -> Result<Loaded> {
-    let Placed { found, load, lower } = placed;
+    let Placed {
+        typed,
+        found,
+        load,
+        lower,
+    } = placed;
     let kernels = kernels(&load.machine)?;
     let began = Instant::now();
     room_to_open(&found.path)?;
     let weights = model::open(&found.path, kernels).map_err(|e| named(&found.path, e))?;
     Ok(Loaded {
         name: found.name,
+        typed,
         path: found.path,
         sha256: found.sha256,
         weights: Arc::new(weights),

@@ -21,7 +21,7 @@ const SMALLER: [(&str, f64); 5] = [
 
 /// What is to be run, as far as memory goes.
 pub struct Need<'a> {
-    /// MODEL, as commands name it.
+    /// MODEL, as it was typed.
     pub name: &'a str,
     /// Where it lies.
     pub path: &'a Path,
@@ -94,30 +94,26 @@ fn fitting(need: &Need<'_>, ty: KvType, free: u64) -> Result<usize> {
 /// What would fit, the nearest first: a smaller context, a smaller cache, smaller weights.
 fn choices(need: &Need<'_>, free: u64) -> Result<String> {
     let own = need.config.context;
-    let command = |name: &str, options: &str| match crate::env::verb().as_deref() {
+    let name = quoted(need.name);
+    let command = |options: &str| match crate::env::verb().as_deref() {
         Some(verb @ ("run" | "bench")) => format!("`puna {verb} {name} {options}` fits"),
         _ => format!("`{options}` fits"),
     };
     let mut found = Vec::new();
-    let fits = fitting(need, need.ty, free)?.min(own);
+    let fits = with_margin(fitting(need, need.ty, free)?).min(own);
     if fits > 0 {
-        found.push(command(need.name, &format!("--ctx {fits}")));
+        found.push(command(&format!("--ctx {fits}")));
     }
     if need.ty != KvType::Q8_0 {
-        let small = fitting(need, KvType::Q8_0, free)?;
+        let small = with_margin(fitting(need, KvType::Q8_0, free)?);
+        let more = small.min(own) > fits;
         let enough = need.asked.is_some_and(|asked| asked <= small);
         if enough {
             let asked = need.asked.unwrap_or(own);
-            found.push(command(
-                need.name,
-                &format!("--cache-type q8_0 --ctx {asked}"),
-            ));
-        } else if small > fits {
+            found.push(command(&format!("--cache-type q8_0 --ctx {asked}")));
+        } else if more {
             let ctx = small.min(own);
-            found.push(command(
-                need.name,
-                &format!("--cache-type q8_0 --ctx {ctx}"),
-            ));
+            found.push(command(&format!("--cache-type q8_0 --ctx {ctx}")));
         }
     }
     if let Some(smaller) = smaller(need, free)? {
@@ -127,6 +123,23 @@ fn choices(need: &Need<'_>, free: u64) -> Result<String> {
         true => "choose a smaller model or end other programs".into(),
         false => found.join("; "),
     })
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-/:@+=~".contains(c);
+    match word.chars().all(plain) && !word.is_empty() {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// Free memory goes up and down: what is proposed leaves an eighth of it.
+fn with_margin(fits: usize) -> usize {
+    match fits {
+        0..=PAGE => fits,
+        more => (more - more / 8) / PAGE * PAGE,
+    }
 }
 
 /// The largest smaller type in which the model and what was asked fit, as the command that makes it.
@@ -143,8 +156,9 @@ fn smaller(need: &Need<'_>, free: u64) -> Result<Option<String>> {
         let less = Need { mapped, ..*need };
         let fits = fitting(&less, need.ty, free)?;
         if mapped < need.mapped && fits >= need.asked.unwrap_or(PAGE).max(PAGE) {
-            let name = need.name;
-            let stem = name.replace(['/', ':'], "-");
+            let name = &quoted(need.name);
+            let stem = Path::new(need.name).file_stem().unwrap_or_default();
+            let stem = stem.to_string_lossy().replace([':', ' ', '\''], "-");
             return Ok(Some(format!(
                 "`puna quantize {name} {stem}-{ty}.gguf {ty} --allow-requantize` makes one that fits"
             )));
@@ -211,10 +225,10 @@ mod tests {
             hint.find(part)
                 .unwrap_or_else(|| panic!("no {part} in {hint}"))
         };
-        assert!(at("`--ctx 320` fits") < at("`--cache-type q8_0 --ctx 321` fits"));
+        assert!(at("`--ctx 256` fits") < at("`--cache-type q8_0 --ctx 321` fits"));
         assert!(at("q8_0 --ctx") < at("puna quantize m:latest m-latest-Q8_0.gguf Q8_0"));
         // Each of them does fit.
-        assert!(plan(&need(&config, Some(320)), tight).is_ok());
+        assert!(plan(&need(&config, Some(256)), tight).is_ok());
         let small = Need {
             ty: KvType::Q8_0,
             ..need(&config, Some(321))

@@ -183,6 +183,13 @@ impl Listed {
 
 /// All models of these stores, sorted by their words. The first of two with one word counts.
 pub(crate) fn list(roots: &[PathBuf]) -> Vec<Listed> {
+    let mut all = every(roots);
+    all.dedup_by_key(|listed| listed.word());
+    all
+}
+
+/// All models of these stores, also those of several hosts with one name.
+fn every(roots: &[PathBuf]) -> Vec<Listed> {
     let mut all: Vec<Listed> = Vec::new();
     for root in roots {
         let mut found = Vec::new();
@@ -201,13 +208,12 @@ pub(crate) fn list(roots: &[PathBuf]) -> Vec<Listed> {
         }
     }
     all.sort_by_key(Listed::word);
-    all.dedup_by_key(|listed| listed.word());
     all
 }
 
 /// The model of that name, if it is there.
 pub(crate) fn find(roots: &[PathBuf], name: &str, tag: &str) -> Option<Listed> {
-    let mut all = list(roots).into_iter();
+    let mut all = every(roots).into_iter();
     all.find(|listed| listed.is_called(name, tag))
 }
 

@@ -226,6 +226,22 @@ fn whatever_is_cut_short_leaves_no_name_without_files() {
     assert_eq!(blobs(folder), 0);
 }
 
+proptest::proptest! {
+    /// As the fuzz target: any text is an error, or a recipe that prints as itself.
+    #[test]
+    fn any_text_is_an_error_or_prints_as_itself(
+        text in "((FROM a|PARAMETER stop|parameter top_k 1|SYSTEM|MESSAGE user|ADAPTER|LICENSE|#)? ?(\"\"\"|\"|[a-z:.{}]|\r|\u{0}|\u{fe}){0,6} ?\n){0,8}"
+    ) {
+        if let Ok(recipe) = parse_modelfile(&format!("FROM b\n{text}")).or(parse_modelfile(&text)) {
+            let printed = hub::print_modelfile(&recipe);
+            let again = parse_modelfile(&printed).expect("what is printed can be read");
+            if !printed.contains("no quotation can hold") {
+                assert_eq!(again, recipe, "{printed:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_record_from_outside_is_checked() {
     let (home, _server, hub) = stocked();
