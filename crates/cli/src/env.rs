@@ -14,6 +14,11 @@ pub fn text(name: &str) -> Option<String> {
     os(name)?.into_string().ok()
 }
 
+/// The verb that was typed, where it stands first.
+pub fn verb() -> Option<String> {
+    std::env::args_os().nth(1)?.into_string().ok()
+}
+
 /// May escape sequences colour the output? `NO_COLOR` (no-color.org) and `TERM=dumb` say no.
 pub fn colour() -> bool {
     os("NO_COLOR").is_none() && !dumb()

@@ -189,9 +189,10 @@ fn of_hub(error: &hub::Error) -> Code {
         e if e.is_not_found() => Code::NotFound,
         e if e.is_usage() => Code::Usage,
         hub::Error::Choose { .. } => Code::Usage,
-        hub::Error::Mismatch { .. } | hub::Error::Archive { .. } | hub::Error::Damaged { .. } => {
-            Code::Invalid
-        }
+        hub::Error::Mismatch { .. }
+        | hub::Error::Archive { .. }
+        | hub::Error::Damaged { .. }
+        | hub::Error::Ollama { .. } => Code::Invalid,
         hub::Error::Cancelled => Code::Interrupted,
         _ => Code::Failed,
     }

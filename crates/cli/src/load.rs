@@ -14,22 +14,24 @@ use files::gguf::Gguf;
 use files::hf::HfDir;
 use hub::{Hub, Resolved};
 use kernels::{Kernels, KvType, Level};
-use model::{Cache, Config, PAGE, Weights};
+use model::{Cache, Weights};
 use serde_json::Value;
 use text::{ChatTemplate, RenderOptions, Tokenizer};
 
 use crate::adapt;
 use crate::args::{CacheType, Compute, LoadArgs, MachineArgs, NetArgs, Simd};
+use crate::config;
 use crate::exit::{Code, failure, usage};
+use crate::lower::{Lower, Template};
 use crate::machine::{available_memory, size};
-
-/// Activations, logits, tables of the tokenizer: what a process needs beside weights and cache.
-const SCRATCH: u64 = 64 << 20;
+use crate::memory::{Need, context};
 
 /// A model that is ready to run.
 pub struct Loaded {
     /// Its store name, or the file's stem: what reports call it.
     pub name: String,
+    /// The MODEL word that it was found by.
+    pub typed: String,
     /// The file or directory.
     pub path: PathBuf,
     /// Its hash, where the hub knows it.
@@ -39,18 +41,45 @@ pub struct Loaded {
     pub adaptation: Adaptation,
     /// Storage of keys and values that the options ask for.
     pub cache_type: KvType,
+    /// The options, and what a made model says under them.
+    pub load: LoadArgs,
+    /// What else lies under the options.
+    pub lower: Lower,
     /// When loading began.
     pub began: Instant,
 }
 
-/// The hub that environment and `--offline` describe.
-pub fn hub(net: NetArgs) -> Result<Hub> {
-    Ok(Hub::from_env(net.offline)?)
+impl Loaded {
+    /// What it takes to run it in a context of so many tokens.
+    pub fn need(&self, asked: Option<usize>) -> Need<'_> {
+        Need {
+            name: &self.typed,
+            path: &self.path,
+            config: &self.weights.config,
+            mapped: self.weights.bytes() - self.weights.bytes_held(),
+            ty: self.cache_type,
+            asked,
+        }
+    }
 }
 
-/// The MODEL where none is typed: `PUNA_MODEL`, else the catalogue's.
+/// The hub that environment and `--offline` describe.
+pub fn hub(net: NetArgs) -> Result<Hub> {
+    let var = |name: &str| {
+        let set = crate::env::os(name);
+        set.or_else(|| match name {
+            "PUNA_HOME" => config::get().general("home").map(Into::into),
+            _ => None,
+        })
+    };
+    Ok(Hub::new(hub::Settings::from_vars(&var, net.offline)?)?)
+}
+
+/// The MODEL where none is typed: `PUNA_MODEL`, else puna.toml's, else the catalogue's.
 pub fn default_model(hub: &Hub) -> String {
-    crate::env::text("PUNA_MODEL").unwrap_or_else(|| hub.default_model().to_owned())
+    let set = crate::env::text("PUNA_MODEL");
+    set.or_else(|| config::get().general("model").map(str::to_owned))
+        .unwrap_or_else(|| hub.default_model().to_owned())
 }
 
 /// Finds MODEL on this machine, or fetches it with progress on stderr.
@@ -61,7 +90,7 @@ pub fn resolve(hub: &Hub, typed: &str) -> Result<Resolved> {
 }
 
 /// Finds MODEL; a file or directory as typed needs no store, nor a home for one.
-fn find_model(net: NetArgs, typed: &str) -> Result<Resolved> {
+pub fn find_model(net: NetArgs, typed: &str) -> Result<Resolved> {
     let path = Path::new(typed);
     match hub(net) {
         Err(error) if is_homeless(&error) && path.exists() => Ok(Resolved {
@@ -74,6 +103,7 @@ fn find_model(net: NetArgs, typed: &str) -> Result<Resolved> {
             sha256: None,
             licence: None,
             bytes: 0,
+            recipe: None,
         }),
         hub => resolve(&hub?, typed),
     }
@@ -95,6 +125,16 @@ pub fn named(path: &Path, error: impl Into<anyhow::Error>) -> anyhow::Error {
 
 /// The kernels that the options ask for.
 pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
+    let level = level(args)?;
+    let compute = match args.compute {
+        None | Some(Compute::Fast) => kernels::Compute::Fast,
+        Some(Compute::F32) => kernels::Compute::F32,
+    };
+    let threads = args.threads.unwrap_or_else(crate::machine::threads);
+    Ok(Arc::new(Kernels::new(level, compute, threads)?))
+}
+
+fn level(args: &MachineArgs) -> Result<Level> {
     let level = match args.simd {
         None => Level::best(),
         Some(Simd::Scalar) => Level::Scalar,
@@ -114,27 +154,21 @@ pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
             ),
         ));
     }
-    let compute = match args.compute {
-        None | Some(Compute::Fast) => kernels::Compute::Fast,
-        Some(Compute::F32) => kernels::Compute::F32,
-    };
-    let threads = args.threads.unwrap_or_else(crate::machine::threads);
-    Ok(Arc::new(Kernels::new(level, compute, threads)?))
+    Ok(level)
 }
 
 /// Opens the weights of MODEL (`None`: the default one).
 pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
-    let (found, kernels) = place(typed, args)?;
-    open(found, kernels, args)
+    open(place(typed, args)?)
 }
 
 /// Opens MODEL's weights and its tokenizer at the same time: each takes as long as the other.
 pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Loaded, Tokenizer)> {
-    let (found, kernels) = place(typed, args)?;
-    let path = found.path.clone();
+    let placed = place(typed, args)?;
+    let path = placed.found.path.clone();
     let (loaded, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| tokenizer_of(&path));
-        (open(found, kernels, args), tokenizer.join())
+        (open(placed), tokenizer.join())
     });
     // What is wrong with the weights is said first, as if they had been opened first.
     let loaded = loaded?;
@@ -144,29 +178,72 @@ pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Lo
     }
 }
 
-/// Finds MODEL, or fetches it, and readies what will compute with it.
-fn place(typed: Option<&str>, args: &LoadArgs) -> Result<(Resolved, Arc<Kernels>)> {
+/// A model that was found, and the options that it will be opened with.
+struct Placed {
+    typed: String,
+    found: Resolved,
+    load: LoadArgs,
+    lower: Lower,
+}
+
+/// Finds MODEL, or fetches it, and lays the options over what it says itself.
+fn place(typed: Option<&str>, args: &LoadArgs) -> Result<Placed> {
     adapt::check(args)?;
     let typed = match typed {
         Some(typed) => typed.to_owned(),
         None => default_model(&hub(args.net)?),
     };
     // Before a download, not after it.
-    let kernels = kernels(&args.machine)?;
-    Ok((find_model(args.net, &typed)?, kernels))
+    level(&args.machine)?;
+    let found = find_model(args.net, &typed)?;
+    let lower = lower(&found)?;
+    let mut load = lower.under_load(args);
+    load.adapter.splice(0..0, adapters(&found));
+    Ok(Placed {
+        typed,
+        found,
+        load,
+        lower,
+    })
 }
 
-fn open(found: Resolved, kernels: Arc<Kernels>, args: &LoadArgs) -> Result<Loaded> {
+/// What lies under the options for this model.
+pub fn lower(found: &Resolved) -> Result<Lower> {
+    config::get().lower(found)
+}
+
+/// The adapters that a made model brings, as `--adapter` takes them.
+fn adapters(found: &Resolved) -> Vec<String> {
+    let adapters = found.recipe.iter().flat_map(|recipe| &recipe.adapters);
+    adapters
+        .map(|adapter| match &adapter.scale {
+            Some(scale) => format!("{}:{scale}", adapter.path),
+            None => adapter.path.clone(),
+        })
+        .collect()
+}
+
+fn open(placed: Placed) -> Result<Loaded> {
+    let Placed {
+        typed,
+        found,
+        load,
+        lower,
+    } = placed;
+    let kernels = kernels(&load.machine)?;
     let began = Instant::now();
     room_to_open(&found.path)?;
     let weights = model::open(&found.path, kernels).map_err(|e| named(&found.path, e))?;
     Ok(Loaded {
         name: found.name,
+        typed,
         path: found.path,
         sha256: found.sha256,
-        adaptation: adapt::beside(args, &weights)?,
+        adaptation: adapt::beside(&load, &weights)?,
         weights: Arc::new(weights),
-        cache_type: cache_type(args),
+        cache_type: cache_type(&load),
+        load,
+        lower,
         began,
     })
 }
@@ -201,91 +278,10 @@ pub fn cache_type(args: &LoadArgs) -> KvType {
     }
 }
 
-/// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
-/// what fits. `mapped` is the size of weights that memory has yet to hold.
-pub fn context(config: &Config, mapped: u64, ty: KvType, asked: Option<usize>) -> Result<usize> {
-    if let (Some(asked), Some(limit)) = (asked, config.position_limit())
-        && asked > config.context
-    {
-        return Err(usage(
-            format!("--ctx {asked}: the model has no positions from {limit} on"),
-            format!("--ctx {} is its own context", config.context),
-        ));
-    }
-    let Some(free) = available_memory() else {
-        return Ok(asked.unwrap_or(config.context));
-    };
-    plan(config, mapped, ty, asked, free)
-}
-
-fn plan(
-    config: &Config,
-    mapped: u64,
-    ty: KvType,
-    asked: Option<usize>,
-    free: u64,
-) -> Result<usize> {
-    let fixed = mapped.saturating_add(SCRATCH);
-    let fits = tokens_that_fit(config, ty, free.saturating_sub(fixed))?;
-    let wanted = asked.unwrap_or(config.context.min(fits));
-    let short = wanted > fits || wanted == 0;
-    if !short {
-        if wanted > config.context {
-            tracing::warn!(
-                "--ctx {wanted}: the model was made for {} tokens; beyond them answers decay",
-                config.context
-            );
-        }
-        return Ok(wanted);
-    }
-    let free = size(free);
-    if fits == 0 {
-        let what = format!(
-            "the model needs {} of memory and {free} are free",
-            size(fixed)
-        );
-        return Err(failure(
-            Code::Memory,
-            what,
-            "choose a smaller model or end other programs",
-        ));
-    }
-    let cache = Cache::bytes_for(config, ty, wanted)?;
-    Err(failure(
-        Code::Memory,
-        format!(
-            "a context of {wanted} tokens needs {} ({} for the model, {} for the cache) and {free} \
-             are free",
-            size(fixed.saturating_add(cache)),
-            size(fixed),
-            size(cache)
-        ),
-        format!(
-            "--ctx {} fits; --cache-type q8_0 needs about half of f16",
-            fits.min(config.context)
-        ),
-    ))
-}
-
-/// The largest number of tokens, in whole pages, whose cache takes at most so many bytes.
-fn tokens_that_fit(config: &Config, ty: KvType, bytes: u64) -> Result<usize> {
-    let (mut fit, mut too_many) = (0, usize::MAX / PAGE);
-    while too_many - fit > 1 {
-        let pages = fit + (too_many - fit) / 2;
-        match Cache::bytes_for(config, ty, pages * PAGE)? <= bytes {
-            true => fit = pages,
-            false => too_many = pages,
-        }
-    }
-    Ok(fit * PAGE)
-}
-
 /// A session for the loaded model, in a context that fits in memory.
 pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
-    let weights = &loaded.weights;
-    let mapped = weights.bytes() - weights.bytes_held();
-    let context = context(&weights.config, mapped, loaded.cache_type, ctx)?;
-    let mut session = Session::new(weights.clone(), loaded.cache_type, context)?;
+    let context = context(&loaded.need(ctx))?;
+    let mut session = Session::new(loaded.weights.clone(), loaded.cache_type, context)?;
     session.adapt(loaded.adaptation.clone());
     Ok(session)
 }
@@ -296,8 +292,8 @@ pub fn session_with_draft(
     loaded: &Loaded,
     tokenizer: &Tokenizer,
     draft: Option<&str>,
-    args: &LoadArgs,
 ) -> Result<Session> {
+    let args = &loaded.load;
     let Some(typed) = draft else {
         return session(loaded, args.ctx);
     };
@@ -313,9 +309,9 @@ pub fn session_with_draft(
     let its_context = asked.min(its_weights.config.context);
     let its_bytes = Cache::bytes_for(&its_weights.config, its.cache_type, its_context)?
         .saturating_add(its_weights.bytes() - its_weights.bytes_held());
-    let own_mapped = own_weights.bytes() - own_weights.bytes_held();
-    let mapped = own_mapped.saturating_add(its_bytes);
-    let context = context(&own_weights.config, mapped, loaded.cache_type, args.ctx)?;
+    let mut need = loaded.need(args.ctx);
+    need.mapped = need.mapped.saturating_add(its_bytes);
+    let context = context(&need)?;
     let mut session = Session::new(own_weights.clone(), loaded.cache_type, context)?;
     session.adapt(loaded.adaptation.clone());
     let its_context = its_context.min(context);
@@ -333,6 +329,13 @@ pub fn find(typed: &str, net: NetArgs) -> Result<PathBuf> {
         return Ok(path.to_path_buf());
     }
     Ok(resolve(&hub(net)?, typed)?.path)
+}
+
+/// Where MODEL lies, and its licence, as far as the hub or the files know it.
+pub fn find_with_licence(typed: &str, net: NetArgs) -> Result<(PathBuf, Option<String>)> {
+    let found = find_model(net, typed)?;
+    let licence = found.licence.or_else(|| hub::licence_of(&found.path));
+    Ok((found.path, licence))
 }
 
 /// The tokenizer of MODEL, or a bare tokenizer file.
@@ -394,12 +397,12 @@ pub fn template_named(typed: &Path) -> Result<String> {
 pub fn template_of(
     path: &Path,
     tokenizer: &Tokenizer,
-    asked: Option<&Path>,
+    asked: Option<&Template>,
 ) -> Result<ChatTemplate> {
     let bos = token_text(tokenizer, tokenizer.bos());
     let eos = token_text(tokenizer, tokenizer.eos());
     let source = match asked {
-        Some(typed) => template_named(typed)?,
+        Some(template) => template.source(path)?,
         None => template_source(path, false)?,
     };
     Ok(ChatTemplate::new(&source, &bos, &eos)?)
@@ -430,44 +433,6 @@ pub fn generation_config(loaded: &Loaded, samplers_set: bool) -> Result<Option<V
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config() -> Config {
-        let shape = model::shapes().iter().find(|s| s.name == "llama-3.2-1b");
-        shape
-            .expect("a shape of that name")
-            .config()
-            .expect("a sound configuration")
-    }
-
-    #[test]
-    fn the_plan_takes_the_models_context_if_it_fits() {
-        let config = config();
-        let all = plan(&config, 1 << 30, KvType::F16, None, 1 << 40);
-        assert_eq!(all.unwrap(), config.context);
-        let page = Cache::bytes_for(&config, KvType::F16, PAGE).unwrap();
-        let tight = (1 << 30) + SCRATCH + page * 10;
-        assert_eq!(
-            plan(&config, 1 << 30, KvType::F16, None, tight).unwrap(),
-            10 * PAGE
-        );
-        assert_eq!(
-            plan(&config, 1 << 30, KvType::F16, Some(300), tight).unwrap(),
-            300
-        );
-        let refused = plan(&config, 1 << 30, KvType::F16, Some(321), tight).unwrap_err();
-        let refused = crate::exit::classify(&refused);
-        assert_eq!(refused.code, Code::Memory);
-        assert!(refused.what.contains("321"), "{refused:?}");
-        assert!(refused.hint.unwrap().contains("--ctx 320 fits"));
-    }
-
-    #[test]
-    fn a_model_that_does_not_fit_is_refused() {
-        let refused = plan(&config(), 1 << 30, KvType::F16, None, 1 << 29).unwrap_err();
-        assert_eq!(crate::exit::classify(&refused).code, Code::Memory);
-        let absurd = plan(&config(), 1, KvType::F32, Some(usize::MAX), 1 << 40).unwrap_err();
-        assert_eq!(crate::exit::classify(&absurd).code, Code::Memory);
-    }
 
     #[test]
     fn the_reference_mode_caches_in_f32() {

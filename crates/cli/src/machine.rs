@@ -50,10 +50,50 @@ pub fn available_memory() -> Option<u64> {
         .ok()
         .and_then(|text| field(&text, "MemAvailable:"))
         .map(|kib| kib.saturating_mul(1024));
-    [machine, cgroup_memory(Path::new("/"))]
+    // What this process holds already is gone from the limit, as it is from the others.
+    let limit = memory_limit().ok().flatten();
+    let limit = limit.map(|limit| limit.saturating_sub(held()));
+    [machine, cgroup_memory(Path::new("/")), limit]
         .into_iter()
         .flatten()
         .min()
+}
+
+/// Memory that this process holds and that is no file's.
+fn held() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let kib = status.and_then(|text| field(&text, "RssAnon:"));
+    kib.map_or(0, |kib| kib.saturating_mul(1024))
+}
+
+/// `PUNA_MEMORY`: bytes, or a number with K, M, G or T (1000, a million, ...).
+pub fn memory_limit() -> anyhow::Result<Option<u64>> {
+    let Some(text) = crate::env::text("PUNA_MEMORY") else {
+        return Ok(None);
+    };
+    match bytes(&text) {
+        Some(bytes) => Ok(Some(bytes)),
+        None => Err(crate::exit::usage(
+            format!("PUNA_MEMORY: {text:?} is no size"),
+            "as in PUNA_MEMORY=4G, or in bytes",
+        )),
+    }
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let scale = match text[digits.len()..]
+        .to_ascii_uppercase()
+        .trim_end_matches('B')
+    {
+        "" => 1,
+        "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(scale)
 }
 
 /// The first number after a line's name: `MemAvailable:   123 kB`, `inactive_file 42`.
@@ -193,6 +233,24 @@ mod tests {
         assert_eq!(cgroup_memory(root), Some(5000));
         write(root, "proc/self/cgroup", "nonsense\n0:\n");
         assert_eq!(cgroup_memory(root), None);
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in [
+            ("1", Some(1)),
+            ("4G", Some(4_000_000_000)),
+            ("4gb", Some(4_000_000_000)),
+            ("12k", Some(12_000)),
+            ("", None),
+            ("G", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("4GiB", None),
+            ("99999999T", None),
+        ] {
+            assert_eq!(bytes(text), size, "{text}");
+        }
     }
 
     #[test]

@@ -10,13 +10,16 @@
 
 mod adapt;
 mod args;
+mod config;
 mod env;
 mod exit;
 mod input;
 mod interrupt;
 mod load;
 mod log;
+mod lower;
 mod machine;
+mod memory;
 mod out;
 mod progress;
 mod verbs;

@@ -266,3 +266,41 @@ fn other_layouts_become_a_gguf_and_a_directory() {
         }
     }
 }
+
+/// What a card says of the licence stays with what is made of a model.
+#[test]
+fn the_licence_goes_along() {
+    let home = Home::new();
+    let from = home.dir.path().join("in");
+    std::fs::create_dir(&from).expect("made");
+    for entry in std::fs::read_dir(fixture("models/llama3"))
+        .expect("there")
+        .flatten()
+    {
+        std::fs::copy(entry.path(), from.join(entry.file_name())).expect("copied");
+    }
+    std::fs::write(from.join("README.md"), "---\nlicense: llama3.2\n---\n").expect("written");
+    std::fs::write(from.join("USE_POLICY.md"), "be good").expect("written");
+    let shown = home.run(&["show", "./in", "--format", "json"]).json();
+    assert_eq!(shown["licence"], "llama3.2");
+    assert_eq!(shown["terms"]["display"], "Built with Llama");
+    assert!(home.run(&["show", "./in"]).text().contains("700 million"));
+    home.run(&["convert", "./in", "a.gguf"]).succeeded();
+    home.run(&["quantize", "./a.gguf", "b.gguf", "q8_0"])
+        .succeeded();
+    home.run(&["convert", "./in", "out"]).succeeded();
+    home.run(&["convert", "./b.gguf", "back", "--type", "f32"])
+        .succeeded();
+    for made in ["./a.gguf", "./b.gguf"] {
+        let shown = home.run(&["show", made, "--format", "json"]).json();
+        assert_eq!(shown["licence"], "llama3.2", "{made}");
+    }
+    for made in ["out/NOTICE", "back/NOTICE"] {
+        let text = String::from_utf8(bytes(&home, made)).expect("text");
+        assert!(
+            text.contains("Llama 3.2 is licensed under") && text.ends_with("llama3.2\n"),
+            "{text}"
+        );
+    }
+    assert_eq!(bytes(&home, "out/USE_POLICY.md"), b"be good");
+}

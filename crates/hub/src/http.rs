@@ -105,6 +105,11 @@ impl Http {
         })
     }
 
+    /// The settings in force.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Runs a future to its end on this thread.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
@@ -273,6 +278,12 @@ impl Http {
                 what,
                 why: describe("not found, or private", code, said),
             }),
+            401 | 403 if code == Some("GatedRepo") => Fault::Final(Error::Gated {
+                page: self.page(answer.response.url()),
+                what,
+                status: status.as_u16(),
+                with_token: answer.with_token,
+            }),
             // Elsewhere it is a signed link that has run out: the first URL gives a new one.
             401 | 403 if answer.at_home => Fault::Final(Error::Denied {
                 what,
@@ -292,6 +303,16 @@ impl Http {
                 why: describe(&format!("the server answered HTTP {status}"), code, said),
             }),
         }
+    }
+
+    /// The page of the repository that a URL of the endpoint is about.
+    fn page(&self, url: &Url) -> String {
+        let path = url.path().trim_start_matches(self.endpoint.path());
+        let path = path.trim_start_matches('/');
+        let path = path.strip_prefix("api/models/").unwrap_or(path);
+        let repo: Vec<&str> = path.split('/').take(2).collect();
+        let endpoint = self.endpoint.as_str().trim_end_matches('/');
+        format!("{endpoint}/{}", repo.join("/"))
     }
 
     /// GETs a JSON document, trying again where that may help. Returns its headers too.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::catalogue;
 use crate::store::{Store, StoredFile};
-use crate::{CatalogueEntry, Error, Settings};
+use crate::{CatalogueEntry, Error, Recipe, Settings, Terms};
 
 /// A model that is on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,6 +23,9 @@ pub struct Resolved {
     pub licence: Option<String>,
     /// The size of all its files.
     pub bytes: u64,
+    /// What a made model adds to its base; its adapters are whole paths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
 }
 
 /// How to pull.
@@ -62,6 +65,8 @@ pub struct PullReport {
     pub memory_bytes: Option<u64>,
     /// The licence, where it is known.
     pub licence: Option<String>,
+    /// What that licence asks for, if it is a known one.
+    pub terms: Option<&'static Terms>,
     /// Whether nothing was (or would be) fetched because it is here already.
     pub already: bool,
     /// Whether this only says what would be done.
@@ -87,6 +92,11 @@ pub struct Entry {
     pub bytes: u64,
     /// Its files.
     pub files: Vec<StoredFile>,
+    /// What a made model adds to its base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// Whose store it is in: "puna" or "ollama".
+    pub place: &'static str,
     /// When it was pulled, in seconds since 1970.
     pub pulled: u64,
     /// What is wrong with it, if something is: a manifest that cannot be read, a blob that is

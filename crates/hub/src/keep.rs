@@ -8,25 +8,45 @@ use crate::digest;
 use crate::hub::{Entry, Hub, Removed, Verified};
 use crate::nearest::nearest;
 use crate::store::{Manifest, StoredFile};
-use crate::{Error, Progress, Spec, catalogue, parse_name};
+use crate::{Error, Progress, Spec, catalogue, ollama, parse_name};
 
 /// A name in the store: (name, tag).
 pub(crate) type Name = (String, String);
 
 impl Hub {
-    /// All models of the store, sorted by name. A damaged one is listed with its damage.
+    /// All models of the store, sorted by name, then those of ollama's. A damaged one is listed with its damage.
     ///
     /// # Errors
     /// [`Error::Io`] if the store cannot be read.
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
         let all = self.store.all()?;
-        Ok(all
-            .into_iter()
-            .map(|(name, manifest)| match manifest {
-                Ok(manifest) => self.entry(&name, manifest),
-                Err(e) => broken_entry(&name, &e),
-            })
-            .collect())
+        let own = all.into_iter().map(|(name, manifest)| match manifest {
+            Ok(manifest) => self.entry(&name, manifest),
+            Err(e) => broken_entry(join(&name), &e),
+        });
+        let found = ollama::list(&self.settings.ollama);
+        let others = found.iter().map(|listed| match self.in_ollama(listed) {
+            Ok(found) => Entry {
+                name: found.name,
+                path: found.path,
+                source: found.source,
+                revision: None,
+                licence: found.licence,
+                sha256: found.sha256,
+                bytes: found.bytes,
+                files: Vec::new(),
+                recipe: found.recipe,
+                place: "ollama",
+                pulled: 0,
+                damage: None,
+            },
+            Err(e) => Entry {
+                place: "ollama",
+                source: listed.word(),
+                ..broken_entry(listed.word(), &e)
+            },
+        });
+        Ok(own.chain(others).collect())
     }
 
     /// One model of the store, by name or by the MODEL word it was pulled with.
@@ -66,16 +86,14 @@ impl Hub {
     /// [`Error::Exists`] if `to` is taken by another model, [`Error::Spec`] if it is no name,
     /// else as [`Hub::show`].
     pub fn cp(&self, from: &str, to: &str) -> Result<Entry, Error> {
-        let target = parse_name(to).ok_or_else(|| Error::Spec {
-            word: to.to_owned(),
-            why:
-                "a store name is name[:tag] of letters, digits, `.`, `_`, `-`, with at most one `/`"
-                    .into(),
-        })?;
+        let target = parse_name(to).ok_or_else(|| no_name(to))?;
         let _lock = self.store.commit_lock(&mut ())?;
         let (_, manifest) = self.stored(from)?;
         match self.store.read(&target.0, &target.1)? {
-            Some(old) if old.view_id() != manifest.view_id() => {
+            Some(old)
+                if old.view_id() != manifest.view_id()
+                    || (&old.recipe, &old.outside) != (&manifest.recipe, &manifest.outside) =>
+            {
                 return Err(Error::Exists {
                     name: join(&target),
                 });
@@ -113,6 +131,13 @@ impl Hub {
             match manifest {
                 Err(e) => verified.damage.push(e.to_string()),
                 Ok(manifest) => {
+                    let base = manifest
+                        .outside
+                        .as_ref()
+                        .map(|w| self.outside(&verified.name, w));
+                    if let Some(Err(e)) = base {
+                        verified.damage.push(e.to_string());
+                    }
                     for file in &manifest.files {
                         let damage = match known.get(&file.sha256) {
                             Some(damage) => Option::clone(damage),
@@ -207,35 +232,45 @@ impl Hub {
 
     /// A manifest as its users see it.
     pub(crate) fn entry(&self, name: &Name, manifest: Manifest) -> Entry {
-        let (path, damage) = match self.store.missing(&manifest) {
-            Some(file) => (
-                None,
-                Some(format!("{} is missing or has another size", file.path)),
+        let found = match self.store.missing(&manifest) {
+            Some(file) => Err(format!("{} is missing or has another size", file.path)),
+            None => self
+                .resolved(name, manifest.clone())
+                .map_err(|e| e.to_string()),
+        };
+        let (path, bytes, sha256, damage) = match found {
+            Ok(found) => (found.path, found.bytes, found.sha256, None),
+            Err(why) => (
+                Default::default(),
+                manifest.bytes(),
+                single_hash(&manifest),
+                Some(why),
             ),
-            None => match self.store.view(&manifest) {
-                Ok(path) => (Some(path), None),
-                Err(e) => (None, Some(e.to_string())),
-            },
         };
         Entry {
             name: join(name),
-            path: path.unwrap_or_default(),
-            bytes: manifest.bytes(),
-            sha256: single_hash(&manifest),
+            path,
+            bytes,
+            sha256,
             source: manifest.source,
             revision: manifest.revision,
             licence: manifest.licence,
             files: manifest.files,
+            recipe: manifest.recipe,
+            place: "puna",
             pulled: manifest.pulled,
             damage,
         }
     }
 }
 
-/// The hash of the model's file, if it is one file.
+/// The hash of the model's file, if it is one file beside its adapters.
 pub(crate) fn single_hash(manifest: &Manifest) -> Option<String> {
+    let adapters = manifest.recipe.as_ref().map_or(0, |r| r.adapters.len());
     match manifest.files.as_slice() {
-        [file] if !manifest.directory => Some(file.sha256.clone()),
+        [file, rest @ ..] if !manifest.directory && rest.len() == adapters => {
+            Some(file.sha256.clone())
+        }
         _ => None,
     }
 }
@@ -245,9 +280,18 @@ pub(crate) fn join(name: &Name) -> String {
     format!("{}:{}", name.0, name.1)
 }
 
-fn broken_entry(name: &Name, error: &Error) -> Entry {
+/// The error for a word that is no name.
+pub(crate) fn no_name(word: &str) -> Error {
+    Error::Spec {
+        word: word.to_owned(),
+        why: "a store name is name[:tag] of letters, digits, `.`, `_`, `-`, with at most one `/`"
+            .into(),
+    }
+}
+
+fn broken_entry(name: String, error: &Error) -> Entry {
     Entry {
-        name: join(name),
+        name,
         path: Default::default(),
         source: String::new(),
         revision: None,
@@ -255,6 +299,8 @@ fn broken_entry(name: &Name, error: &Error) -> Entry {
         sha256: None,
         bytes: 0,
         files: Vec::new(),
+        recipe: None,
+        place: "puna",
         pulled: 0,
         damage: Some(error.to_string()),
     }

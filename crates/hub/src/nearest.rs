@@ -2,7 +2,7 @@
 
 /// At most three of `known` that are spelt nearly like `word`, the nearest first. A known name
 /// is compared whole and without its tag; one that begins with the word counts as near.
-pub(crate) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Vec<String> {
+pub fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Vec<String> {
     const SHOWN: usize = 3;
     let word = word.to_ascii_lowercase();
     let letters = word.chars().count();

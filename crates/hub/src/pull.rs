@@ -1,7 +1,7 @@
 //! Pulling: plan what to fetch, stage it in `tmp/`, commit it under a name.
 
 use std::fs::{self, File};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::download::{self, Staged, Want, download, url_leaf};
 use crate::http::Http;
@@ -9,8 +9,8 @@ use crate::hub::{Hub, PullOptions, PullReport, ReportFile, Resolved};
 use crate::keep::{Name, join};
 use crate::pip::{self, Scratch};
 use crate::spec::safe_relative;
-use crate::store::{Manifest, StoredFile, unique};
-use crate::{CatalogueEntry, Error, Progress, Spec, catalogue, hf, wheel};
+use crate::store::{Manifest, SCHEMA, StoredFile, unique};
+use crate::{CatalogueEntry, Error, Progress, Spec, catalogue, hf, terms, wheel};
 
 /// What a killed process left in `tmp/` is kept this long for resuming.
 const LEFTOVERS: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -72,8 +72,10 @@ impl Hub {
         {
             return self.here(spec, found, options.dry_run);
         }
-        if let Spec::Path(path) = spec {
-            return Err(Error::NoSuchPath { path: path.clone() });
+        match spec {
+            Spec::Path(path) => return Err(Error::NoSuchPath { path: path.clone() }),
+            Spec::Ollama { .. } => return Err(self.not_found(word)),
+            _ => {}
         }
         let (sources, entry) = self.sources(word, spec)?;
         if self.settings.offline {
@@ -134,6 +136,15 @@ impl Hub {
         let Spec::Name { name, tag } = spec else {
             return Ok((vec![spec.clone()], None));
         };
+        let stored = self.store.read(name, tag);
+        if let Ok(Some(manifest)) = &stored
+            && let Some(recipe) = &manifest.recipe
+        {
+            return Err(Error::Made {
+                name: format!("{name}:{tag}"),
+                from: recipe.from.clone(),
+            });
+        }
         if let Some(entry) = catalogue::find(name, tag) {
             let sources: Result<Vec<Spec>, Error> = entry
                 .sources
@@ -142,9 +153,11 @@ impl Hub {
                 .collect();
             return Ok((sources?, Some(entry)));
         }
-        match self.store.read(name, tag)? {
+        match stored? {
             Some(manifest) => match Spec::parse(&manifest.source)? {
-                Spec::Name { .. } | Spec::Path(_) => Err(self.not_found(word)),
+                Spec::Name { .. } | Spec::Path(_) | Spec::Ollama { .. } => {
+                    Err(self.not_found(word))
+                }
                 source => Ok((vec![source], None)),
             },
             None => Err(self.not_found(word)),
@@ -252,7 +265,9 @@ impl Hub {
                     wheel_bytes: entry.and_then(|entry| entry.download_bytes),
                 },
             ),
-            Spec::Name { .. } | Spec::Path(_) => return Err(self.not_found(&source.display())),
+            Spec::Name { .. } | Spec::Path(_) | Spec::Ollama { .. } => {
+                return Err(self.not_found(&source.display()));
+            }
         };
         if let (Some(entry), [file]) = (entry, plan.files.as_mut_slice()) {
             file.bytes = Some(entry.bytes);
@@ -390,16 +405,16 @@ impl Hub {
             });
         }
         let mut manifest = Manifest {
-            schema: 1,
+            schema: SCHEMA,
             key: spec.key(),
             source: source.display(),
             revision: fetched.revision,
             licence: fetched.licence,
-            pulled: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            pulled: crate::create::now(),
             directory: fetched.directory,
             files,
+            recipe: None,
+            outside: None,
         };
         let path = self.store.view(&manifest)?;
         if manifest.licence.is_none() {
@@ -429,14 +444,14 @@ struct Fetched {
 }
 
 /// A temporary file that is removed unless it is kept.
-struct TmpFile {
-    path: std::path::PathBuf,
-    file: File,
+pub(crate) struct TmpFile {
+    pub path: std::path::PathBuf,
+    pub file: File,
     kept: bool,
 }
 
 impl TmpFile {
-    fn create(path: std::path::PathBuf) -> Result<TmpFile, Error> {
+    pub(crate) fn create(path: std::path::PathBuf) -> Result<TmpFile, Error> {
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         Ok(TmpFile {
             path,
@@ -485,7 +500,7 @@ fn single(path: String, bytes: Option<u64>, from: From) -> Plan {
 
 /// The last component of a name from outside, if it is a safe one with an ending that readers
 /// know by; else a plain name.
-fn safe_leaf(name: &str) -> String {
+pub(crate) fn safe_leaf(name: &str) -> String {
     let leaf = name.rsplit('/').next().unwrap_or_default();
     match safe_relative(leaf) {
         Ok(_) => leaf.to_owned(),
@@ -509,6 +524,7 @@ fn already(found: Resolved, dry_run: bool) -> PullReport {
         path: Some(found.path),
         bytes: Some(found.bytes),
         memory_bytes: Some(found.bytes),
+        terms: found.licence.as_deref().and_then(terms),
         licence: found.licence,
         already: true,
         dry_run,
@@ -534,6 +550,7 @@ fn promise(name: &Name, source: &Spec, plan: Plan) -> PullReport {
             .collect(),
         bytes,
         memory_bytes: bytes,
+        terms: plan.licence.as_deref().and_then(terms),
         licence: plan.licence,
         already: false,
         dry_run: true,

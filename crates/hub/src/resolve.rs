@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::create::in_folder;
 use crate::hub::{Hub, PullOptions, Resolved};
 use crate::keep::{Name, join, single_hash};
 use crate::store::Manifest;
-use crate::{Error, Progress, Spec, catalogue, hf_cache, parse_name};
+use crate::{Error, Progress, Spec, catalogue, hf_cache, ollama, parse_name};
 
 impl Hub {
     /// Whether `run` takes its first word as MODEL: it exists as a file or directory, has a
@@ -21,7 +22,10 @@ impl Hub {
         if word.contains(char::is_whitespace) {
             return false;
         }
-        let scheme = word.starts_with("hf:") || word.starts_with("pip:") || word.contains("://");
+        let scheme = ["hf:", "pip:", "ollama:"]
+            .iter()
+            .any(|s| word.starts_with(s))
+            || word.contains("://");
         scheme
             || parse_name(word)
                 .is_some_and(|(name, tag)| word.contains(':') || self.knows(&name, &tag))
@@ -34,14 +38,21 @@ impl Hub {
     /// have to be fetched and must not, and whatever can go wrong in [`Hub::pull`].
     pub fn resolve(&self, word: &str, progress: &mut dyn Progress) -> Result<Resolved, Error> {
         let spec = self.meaning(word)?;
-        if let Some(found) = self.at_hand(&spec)? {
+        self.resolve_spec(word, &spec, progress)
+    }
+
+    /// [`Hub::resolve`] for a word whose meaning is known.
+    pub(crate) fn resolve_spec(
+        &self,
+        word: &str,
+        spec: &Spec,
+        progress: &mut dyn Progress,
+    ) -> Result<Resolved, Error> {
+        if let Some(found) = self.at_hand(spec)? {
             return Ok(found);
         }
-        if let Spec::Path(path) = spec {
-            return Err(Error::NoSuchPath { path });
-        }
-        self.pull_spec(word, &spec, PullOptions::default(), progress)?;
-        self.at_hand(&spec)?.ok_or_else(|| Error::Damaged {
+        self.pull_spec(word, spec, PullOptions::default(), progress)?;
+        self.at_hand(spec)?.ok_or_else(|| Error::Damaged {
             name: word.to_owned(),
             why: "it was removed while it was being pulled".into(),
         })
@@ -58,20 +69,44 @@ impl Hub {
         })
     }
 
-    /// Whether a name is in the store or the catalogue.
-    fn knows(&self, name: &str, tag: &str) -> bool {
-        catalogue::find(name, tag).is_some() || !matches!(self.store.read(name, tag), Ok(None))
+    /// Whether a name is in the store, the catalogue, or ollama's store.
+    pub(crate) fn knows(&self, name: &str, tag: &str) -> bool {
+        catalogue::find(name, tag).is_some()
+            || !matches!(self.store.read(name, tag), Ok(None))
+            || ollama::find(&self.settings.ollama, name, tag).is_some()
     }
 
-    /// The model, if it is on this machine and whole: a path, the store, Hugging Face's cache.
+    /// The model, if it is on this machine and whole: a path, the store, Hugging Face's cache,
+    /// ollama's store.
     pub(crate) fn at_hand(&self, spec: &Spec) -> Result<Option<Resolved>, Error> {
         if let Spec::Path(path) = spec {
             return local(path);
         }
-        if let Some((name, manifest)) = self.lookup(spec)?
-            && self.store.missing(&manifest).is_none()
+        let stored = self.lookup(spec)?;
+        let is_stored = stored.is_some();
+        if let Some((name, manifest)) = stored {
+            match self.store.missing(&manifest) {
+                None => return self.resolved(&name, manifest).map(Some),
+                Some(file) if manifest.recipe.is_some() => {
+                    return Err(Error::Damaged {
+                        name: join(&name),
+                        why: format!("{} is missing; `puna create` makes it anew", file.path),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        let ollama = match spec {
+            Spec::Ollama { name, tag } => Some((name, tag)),
+            Spec::Name { name, tag } if !is_stored && catalogue::find(name, tag).is_none() => {
+                Some((name, tag))
+            }
+            _ => None,
+        };
+        if let Some((name, tag)) = ollama
+            && let Some(listed) = ollama::find(&self.settings.ollama, name, tag)
         {
-            return self.resolved(&name, manifest).map(Some);
+            return self.in_ollama(&listed).map(Some);
         }
         if let Spec::Hf {
             repo,
@@ -87,6 +122,7 @@ impl Hub {
                 sha256: None,
                 licence: None,
                 bytes: found.bytes,
+                recipe: None,
             }));
         }
         Ok(None)
@@ -94,13 +130,44 @@ impl Hub {
 
     /// A manifest whose files are all here, as a model to open.
     pub(crate) fn resolved(&self, name: &Name, manifest: Manifest) -> Result<Resolved, Error> {
+        let name = join(name);
+        let path = self.store.view(&manifest)?;
+        let (bytes, sha256) = (manifest.bytes(), single_hash(&manifest));
+        let folder = self.store.view_folder(&manifest);
+        let own = manifest.recipe.map(|recipe| in_folder(recipe, &folder));
+        let Some(word) = manifest.outside else {
+            return Ok(Resolved {
+                name,
+                path,
+                bytes,
+                sha256,
+                source: manifest.source,
+                licence: manifest.licence,
+                recipe: own,
+            });
+        };
+        let mut base = self.outside(&name, &word)?;
+        let mut recipe = own.unwrap_or_default();
+        let adapters = base.recipe.map_or(Vec::new(), |recipe| recipe.adapters);
+        recipe.adapters.splice(0..0, adapters);
+        base.recipe = Some(recipe);
+        base.licence = manifest.licence.or(base.licence);
+        base.bytes = base.bytes.saturating_add(bytes);
+        Ok(Resolved { name, ..base })
+    }
+
+    /// A model of ollama's store, as a model to open.
+    pub(crate) fn in_ollama(&self, listed: &ollama::Listed) -> Result<Resolved, Error> {
+        let found = listed.open()?;
+        let word = listed.word();
         Ok(Resolved {
-            name: join(name),
-            path: self.store.view(&manifest)?,
-            bytes: manifest.bytes(),
-            sha256: single_hash(&manifest),
-            source: manifest.source,
-            licence: manifest.licence,
+            name: word.clone(),
+            source: word,
+            licence: crate::licence::of_file(&found.path),
+            path: found.path,
+            sha256: Some(found.sha256),
+            bytes: found.bytes,
+            recipe: Some(found.recipe),
         })
     }
 }
@@ -134,6 +201,7 @@ fn local(path: &Path) -> Result<Option<Resolved>, Error> {
         sha256: None,
         licence: None,
         bytes,
+        recipe: None,
     }))
 }
 

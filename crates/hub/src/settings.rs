@@ -51,6 +51,8 @@ pub struct Settings {
     pub hf_token: Option<Token>,
     /// Hugging Face caches to look into, in order: `HF_HUB_CACHE`, else `HF_HOME/hub`.
     pub hf_cache: Vec<PathBuf>,
+    /// Ollama's stores to look into, in order: `OLLAMA_MODELS`, else where ollama keeps them.
+    pub ollama: Vec<PathBuf>,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
     /// How long a transfer may stand still.
@@ -61,6 +63,10 @@ pub struct Settings {
     pub backoff: Duration,
     /// The longest `Retry-After` that is obeyed.
     pub retry_after_max: Duration,
+    /// How many connections fetch one large file.
+    pub connections: usize,
+    /// The size of the pieces in which they fetch it; a file of less than two is fetched at once.
+    pub piece: u64,
     /// Commands that run pip, tried in order.
     pub pip: Vec<Vec<OsString>>,
     /// How long pip may go on without writing a byte.
@@ -105,6 +111,10 @@ impl Settings {
         let token_file = get("HF_TOKEN_PATH")
             .map(PathBuf::from)
             .or_else(|| hf_home.as_ref().map(|dir| dir.join("token")));
+        let ollama = match get("OLLAMA_MODELS") {
+            Some(dir) => vec![PathBuf::from(dir)],
+            None => ollama_homes(user_home.as_deref()),
+        };
         let hf_token = text("HF_TOKEN")
             .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
             .or_else(|| token_file.as_deref().and_then(read_token))
@@ -115,6 +125,7 @@ impl Settings {
             hf_endpoint: endpoint(text("HF_ENDPOINT"))?,
             hf_token: hf_token.map(Token::from),
             hf_cache: hf_cache.into_iter().collect(),
+            ollama,
             ..Settings::new(home)
         })
     }
@@ -128,11 +139,14 @@ impl Settings {
             hf_endpoint: HF_ENDPOINT.to_owned(),
             hf_token: None,
             hf_cache: Vec::new(),
+            ollama: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
             tries: 5,
             backoff: Duration::from_millis(500),
             retry_after_max: Duration::from_secs(30),
+            connections: 4,
+            piece: 16 << 20,
             pip: PIP
                 .iter()
                 .map(|words| words.iter().map(OsString::from).collect())
@@ -153,6 +167,20 @@ const PIP: [&[&str]; 4] = [
     &["pip"],
     &["python", "-m", "pip"],
 ];
+
+/// Where ollama keeps models: of the user, and of the service.
+fn ollama_homes(home: Option<&Path>) -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> = home.iter().map(|dir| dir.join(".ollama/models")).collect();
+    dirs.extend(
+        [
+            "/usr/share/ollama/.ollama/models",
+            "/var/lib/ollama/.ollama/models",
+            "/var/lib/ollama/models",
+        ]
+        .map(PathBuf::from),
+    );
+    dirs
+}
 
 fn is_true(value: &str) -> bool {
     matches!(

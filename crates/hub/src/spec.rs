@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Error;
 use crate::digest::sha256_hex;
+use crate::{Error, ollama};
 
 /// A MODEL, parsed. See [`Spec::parse`] for the grammar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,13 @@ pub enum Spec {
         /// The file inside the wheel; without it, the only `.gguf` there.
         member: Option<String>,
     },
+    /// `ollama:NAME[:TAG]`, a model in ollama's own store.
+    Ollama {
+        /// `[[HOST/]NAMESPACE/]MODEL`
+        name: String,
+        /// The tag; `latest` if none was given.
+        tag: String,
+    },
     /// `https://...` (plain `http` is for loopback hosts and `HF_ENDPOINT` only).
     Url(String),
 }
@@ -64,7 +71,7 @@ impl Spec {
     ///
     /// | form | meaning |
     /// |---|---|
-    /// | `hf:`, `pip:`, `https://`, `http://` first | that kind |
+    /// | `hf:`, `pip:`, `ollama:`, `https://`, `http://` first | that kind |
     /// | begins with `/`, `./`, `../`, `~`; ends like a model file; or no valid name | path |
     /// | `part[:tag]` or `part/part[:tag]` of letters, digits, `.`, `_`, `-` | name (lower-cased) |
     ///
@@ -87,6 +94,9 @@ impl Spec {
         }
         if let Some(rest) = word.strip_prefix("pip:") {
             return parse_pip(rest).map_err(|why| bad(&why));
+        }
+        if let Some(rest) = word.strip_prefix("ollama:") {
+            return ollama::parse(rest).map_err(|why| bad(&why));
         }
         if let Some((scheme, _)) = word.split_once("://") {
             return match scheme.to_ascii_lowercase().as_str() {
@@ -131,6 +141,7 @@ impl Spec {
                 push_after_colon(&mut out, member.as_deref());
                 out
             }
+            Spec::Ollama { name, tag } => format!("ollama:{name}:{tag}"),
             Spec::Url(url) => url.clone(),
         }
     }
@@ -145,13 +156,13 @@ impl Spec {
     }
 
     /// Names under which the store may keep this, the nicest first. The second one carries a hash
-    /// of the spec, for when the first is taken by something else. Empty for a path.
+    /// of the spec, for when the first is taken by something else. Empty for a path and for what lies in ollama's store.
     ///
     /// Every answer passes [`parse_name`]: nothing from outside reaches the store unchecked.
     #[must_use]
     pub fn store_names(&self) -> Vec<(String, String)> {
         let (name, tag) = match self {
-            Spec::Path(_) => return Vec::new(),
+            Spec::Path(_) | Spec::Ollama { .. } => return Vec::new(),
             Spec::Name { name, tag } => return vec![(name.clone(), tag.clone())],
             Spec::Hf {
                 repo,
@@ -257,7 +268,7 @@ fn looks_like_path(word: &str) -> bool {
 
 /// Words before a colon that are schemes, and so no names: `hf:x` could not be told from a name
 /// `hf` with the tag `x`.
-const SCHEMES: [&str; 2] = ["hf", "pip"];
+const SCHEMES: [&str; 3] = ["hf", "pip", "ollama"];
 
 /// A tidied word as a name of one part: a scheme's word gets a suffix.
 fn tidy_name(text: &str) -> String {

@@ -21,13 +21,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{is_sha256, sha256_hex};
+use crate::recipe::Recipe;
 use crate::spec::{parse_name, safe_relative};
 use crate::{Error, Progress};
 
 /// The largest manifest that is read.
 const MANIFEST_MAX: u64 = 16 << 20;
 /// The manifests' format; a higher number is refused.
-const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
+/// The format of a made model's manifest: one that knows no recipes must not pass over it.
+pub(crate) const SCHEMA_MADE: u32 = 2;
 
 /// One file of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +46,7 @@ pub struct StoredFile {
 /// What stands in `names/<name>/<tag>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// [`SCHEMA`]
+    /// [`SCHEMA`] or [`SCHEMA_MADE`]
     pub schema: u32,
     /// [`crate::Spec::key`] of what was pulled: finds this manifest by its source.
     pub key: String,
@@ -59,8 +62,14 @@ pub(crate) struct Manifest {
     pub pulled: u64,
     /// Whether the model is its one file, or the directory around its files.
     pub directory: bool,
-    /// The files, in the order of their names. Never empty.
+    /// The files; the first is the model's where it is no directory. Empty only with `outside`.
     pub files: Vec<StoredFile>,
+    /// What a made model adds to its base; its adapters are among the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// The base of a made model that is used where it lies, in another program's store: a MODEL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<String>,
 }
 
 impl Manifest {
@@ -85,14 +94,21 @@ impl Manifest {
 
     /// A manifest read from disk is input like any other: nothing in it may lead out of the store.
     fn check(&self) -> Result<(), String> {
-        if self.schema > SCHEMA {
+        if self.schema > SCHEMA_MADE {
             return Err(format!(
                 "its format {} is newer than this Puna",
                 self.schema
             ));
         }
-        if self.files.is_empty() {
+        if self.files.is_empty() && self.outside.is_none() {
             return Err("it lists no files".into());
+        }
+        if let Some(recipe) = &self.recipe {
+            recipe.check()?;
+            let own = |path: &String| self.files.iter().any(|file| file.path == *path);
+            if let Some(adapter) = recipe.adapters.iter().find(|a| !own(&a.path)) {
+                return Err(format!("it lacks the adapter {:?}", adapter.path));
+            }
         }
         for file in &self.files {
             safe_relative(&file.path).map_err(|why| format!("file {:?}: {why}", file.path))?;
@@ -282,10 +298,15 @@ impl Store {
         Ok(())
     }
 
+    /// The folder of a manifest's view.
+    pub(crate) fn view_folder(&self, manifest: &Manifest) -> PathBuf {
+        self.root.join("views").join(manifest.view_id())
+    }
+
     /// The path a reader opens: the one file, or the directory of the view. Links that are
     /// missing are made again.
     pub(crate) fn view(&self, manifest: &Manifest) -> Result<PathBuf, Error> {
-        let dir = self.root.join("views").join(manifest.view_id());
+        let dir = self.view_folder(manifest);
         for file in &manifest.files {
             let link = dir.join(&file.path);
             let blob = self.blob_path(&file.sha256);
@@ -304,7 +325,9 @@ impl Store {
         }
         Ok(match manifest.files.as_slice() {
             // The first shard of a split file stands for all of them.
-            [first, ..] if !manifest.directory => dir.join(&first.path),
+            [first, ..] if !manifest.directory && manifest.outside.is_none() => {
+                dir.join(&first.path)
+            }
             _ => dir,
         })
     }
@@ -319,6 +342,8 @@ impl Store {
             Ok(()) => {}
         }
         if let Some(dir) = path.parent() {
+            // The name is gone for good before a file of it goes.
+            sync_dir(dir);
             // Fails while other tags are there: that is meant.
             let _ = fs::remove_dir(dir);
         }

@@ -383,7 +383,7 @@ fn refusals_say_what_to_do() {
     assert!(
         matches!(
             error,
-            Error::Denied {
+            Error::Gated {
                 status: 401,
                 with_token: false,
                 ..
@@ -391,13 +391,18 @@ fn refusals_say_what_to_do() {
         ),
         "{error}"
     );
-    assert!(error.hint().unwrap().contains("HF_TOKEN"));
+    let hint = error.hint().unwrap();
+    let page = server.url("/org/repo");
+    assert!(
+        hint.contains("HF_TOKEN") && hint.contains(&format!("{page},")),
+        "{hint}"
+    );
     settings.hf_token = Some("wrong".into());
     let error = pull(&settings);
     assert!(
         matches!(
             error,
-            Error::Denied {
+            Error::Gated {
                 with_token: true,
                 ..
             }

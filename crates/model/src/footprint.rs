@@ -1,4 +1,4 @@
-//! What opening a model takes of memory, before it is opened.
+//! What a model takes of memory beside its weights and its cache, before it does.
 //!
 //! Weights are views of their files, but some must be put together in memory: parts of Meta's
 //! checkpoints, and quantised matrices of other formats. Whoever knows how much memory is free can
@@ -42,4 +42,61 @@ pub fn bytes_to_open(path: &Path) -> Result<u64> {
         }
         _ => 0,
     })
+}
+
+/// Rows of a pass over a prompt.
+const ROWS: u64 = 512;
+/// Tables of the tokenizer, stacks of threads, the program itself.
+const BASE: u64 = 32 << 20;
+
+/// About how many bytes a pass needs to work in: the activations of a prompt's pass, and the logits of
+/// the rows that are asked for. An estimate, on the large side.
+#[must_use]
+pub fn bytes_to_work(config: &Config) -> u64 {
+    let experts = config.experts.as_ref();
+    let expert = experts.map_or(0, |e| {
+        (e.used + usize::from(e.shared)).saturating_mul(e.ffn)
+    });
+    // What a row has at once: the residual, its norm and two sums; queries and what attention gives;
+    // keys and values; gate, up and their product.
+    let row = [
+        config.hidden.saturating_mul(4),
+        config
+            .heads
+            .saturating_mul(config.head_dim)
+            .saturating_mul(2),
+        config
+            .kv_heads
+            .saturating_mul(config.head_dim)
+            .saturating_mul(2),
+        config.ffn.max(expert).saturating_mul(3),
+    ];
+    let row = row
+        .iter()
+        .fold(0u64, |sum, &n| sum.saturating_add(n as u64));
+    // The last row's logits, their copy for the sampler, and its candidates.
+    let logits = (config.vocab as u64).saturating_mul(4);
+    let floats = row.saturating_mul(ROWS).saturating_add(logits);
+    BASE.saturating_add(floats.saturating_mul(size_of::<f32>() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_grows_with_the_model() {
+        let of = |name: &str| {
+            let shape = crate::shapes().iter().find(|s| s.name == name);
+            bytes_to_work(
+                &shape
+                    .expect("a shape of that name")
+                    .config()
+                    .expect("sound"),
+            )
+        };
+        let (small, large) = (of("smollm2-135m"), of("llama-3-8b"));
+        assert!(small > BASE && small < 80 << 20, "{small}");
+        assert!(large > 100 << 20 && large < 400 << 20, "{large}");
+    }
 }

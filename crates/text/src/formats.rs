@@ -1,12 +1,13 @@
 //! Prompt formats of models that come without a chat template, as templates: data, rendered like
 //! any other.
 //!
-//! Sources: Llama 2's reference code (`llama/generation.py`); the formats that llama-recipes and the
-//! model cards give for Llama Guard, with the names of categories and without their policies. Category
-//! codes mean different things in different versions.
+//! Sources: Llama 2's and 3's reference code (`llama/generation.py`, `llama/tokenizer.py`); OpenAI's
+//! ChatML; the formats that llama-recipes and the model cards give for Llama Guard, with the names of
+//! categories and without their policies. Category codes mean different things in different versions.
 
 /// (name, template), by name.
-const FORMATS: [(&str, &str); 4] = [
+const FORMATS: [(&str, &str); 6] = [
+    ("chatml", include_str!("../templates/chatml.jinja")),
     (
         "llama-guard-1",
         include_str!("../templates/llama-guard-1.jinja"),
@@ -20,6 +21,7 @@ const FORMATS: [(&str, &str); 4] = [
         include_str!("../templates/llama-guard-3.jinja"),
     ),
     ("llama2", include_str!("../templates/llama2.jinja")),
+    ("llama3", include_str!("../templates/llama3.jinja")),
 ];
 
 /// The source of the template of this name.

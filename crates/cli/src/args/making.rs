@@ -90,3 +90,27 @@ pub struct ImatrixArgs {
     #[command(flatten)]
     pub load: LoadArgs,
 }
+
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    /// The new model's name
+    pub name: String,
+    /// What it is made of, in ollama's form (`-`: stdin)
+    #[arg(short, long, value_name = "MODELFILE", default_value = "Modelfile")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub format: FormatArgs,
+    #[command(flatten)]
+    pub net: NetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// Also what this model says, and puna.toml of it
+    pub model: Option<String>,
+    /// With where each setting came from (what this verb always does)
+    #[arg(long)]
+    pub effective: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}

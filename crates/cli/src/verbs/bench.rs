@@ -269,11 +269,19 @@ impl<'a> Bench<'a> {
             .checked_mul(args.parallel)
             .ok_or_else(too_much)?;
         let tokens = pages.checked_mul(PAGE).ok_or_else(too_much)?;
-        let need = Cache::bytes_for(config, subject.cache_type, tokens)?;
+        let weights = &subject.weights;
+        let mapped = weights.bytes() - weights.bytes_held();
+        let cache = Cache::bytes_for(config, subject.cache_type, tokens)?;
+        let work = model::bytes_to_work(config);
+        let need = cache.saturating_add(mapped).saturating_add(work);
         if let Some(free) = available_memory().filter(|&free| need > free) {
             let what = format!(
-                "a cache of {tokens} tokens takes {} of memory and {} are free",
+                "a cache of {tokens} tokens needs {} ({} for the weights, {} for the cache, {} to \
+                 work in) and {} are free",
                 size(need),
+                size(mapped),
+                size(cache),
+                size(work),
                 size(free)
             );
             return Err(failure(

@@ -18,14 +18,23 @@ use crate::exit::{Code, failure, usage};
 use crate::{adapt, interrupt, load, machine, out};
 
 /// What a directory carries beside its weights.
-const BESIDE: [&str; 6] = [
+const BESIDE: [&str; 12] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "USE_POLICY.md",
+    "NOTICE.txt",
+    NOTICE,
 ];
+
+/// What a copy must carry, and under which licence it is.
+const NOTICE: &str = "NOTICE";
 
 /// Types that `--type` may name.
 const TYPES: [&str; 4] = ["F32", "F16", "BF16", "Q8_0"];
@@ -46,16 +55,16 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         let what = "a Hugging Face directory holds f32, f16 or bf16";
         return Err(usage(what, "name a file OUT.gguf for q8_0"));
     }
-    let path = load::find(&args.input, args.net)?;
+    let (path, licence) = load::find_with_licence(&args.input, args.net)?;
     let input = Input::open(&path)?;
     let adapters = match args.adapter.is_empty() {
         true => Vec::new(),
         false => adapt::merged(&args.adapter, &input.config()?)?,
     };
     let steps = if gguf {
-        to_gguf(args, &input, recipe, adapters)?
+        to_gguf(args, &input, recipe, adapters, licence.as_deref())?
     } else {
-        to_directory(args, &input, recipe, adapters)?
+        to_directory(args, &input, recipe, adapters, licence.as_deref())?
     };
     let steps = steps.ok_or_else(|| failure(Code::Interrupted, "interrupted", ""))?;
     let report = report(args, &steps);
@@ -72,9 +81,19 @@ fn recipe(given: &str) -> Result<Recipe> {
     }
 }
 
-/// A model as a GGUF holds it, with its tokenizer and with adapters merged.
-pub fn gguf_source(input: &Input, adapters: Vec<(Lora, f32)>) -> Result<Source> {
+/// A model as a GGUF holds it, with its tokenizer, its licence, and adapters merged.
+pub fn gguf_source(
+    input: &Input,
+    adapters: Vec<(Lora, f32)>,
+    licence: Option<&str>,
+) -> Result<Source> {
     let mut source = input.gguf(adapters)?;
+    if let Some(licence) = licence.filter(|_| source.metadata.str("general.license").is_none()) {
+        source.metadata.set(
+            "general.license",
+            files::gguf::Value::String(licence.to_owned()),
+        );
+    }
     let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
     for (key, value) in tokenizer_keys(input, rows)? {
         source.metadata.set(key, value);
@@ -137,8 +156,9 @@ fn to_gguf(
     input: &Input,
     recipe: Option<Recipe>,
     adapters: Vec<(Lora, f32)>,
+    licence: Option<&str>,
 ) -> Result<Option<Vec<Step>>> {
-    let source = gguf_source(input, adapters)?;
+    let source = gguf_source(input, adapters, licence)?;
     let wanted = Wanted {
         recipe,
         imatrix: None,
@@ -179,6 +199,7 @@ fn to_directory(
     input: &Input,
     recipe: Option<Recipe>,
     adapters: Vec<(Lora, f32)>,
+    licence: Option<&str>,
 ) -> Result<Option<Vec<Step>>> {
     if args.out.exists() {
         let what = format!("{} exists", args.out.display());
@@ -210,6 +231,12 @@ fn to_directory(
         }
     }
     put(&part.0, "config.json", format!("{config:#}\n").as_bytes())?;
+    if let Some(licence) = licence.filter(|_| !part.0.join(NOTICE).exists()) {
+        let line = hub::terms(licence).and_then(|terms| terms.notice);
+        let line = line.map_or(String::new(), |line| format!("{line}\n"));
+        let text = format!("{line}Licence of the model that this was made from: {licence}\n");
+        put(&part.0, NOTICE, text.as_bytes())?;
+    }
     let weights = part.0.join(files::safetensors::SINGLE);
     let mut on_step = progress(args);
     let work = || write_safetensors(&source, &steps, &weights, threads(args), &mut on_step);

@@ -4,6 +4,7 @@
 mod answer;
 mod bench;
 mod completions;
+mod config;
 mod convert;
 mod detokenize;
 mod doctor;
@@ -16,7 +17,7 @@ mod perplexity;
 mod quantize;
 mod repl;
 mod run;
-mod sampling;
+pub mod sampling;
 mod store;
 mod template;
 mod tokenize;
@@ -45,7 +46,9 @@ pub fn run(verb: Verb) -> Result<()> {
         Verb::Show(args) => store::show(&args),
         Verb::Rm(args) => store::rm(&args),
         Verb::Cp(args) => store::cp(&args),
+        Verb::Create(args) => store::create(&args),
         Verb::Verify(args) => store::verify(&args),
+        Verb::Config(args) => config::run(&args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     }

@@ -57,8 +57,8 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let imatrix = args.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let file = args.imatrix.as_deref().map(Path::display);
     let file = file.map(|f| f.to_string()).unwrap_or_default();
-    let input = load::find(&args.input, args.net)?;
-    let source = super::convert::gguf_source(&Input::open(&input)?, Vec::new())?;
+    let (input, licence) = load::find_with_licence(&args.input, args.net)?;
+    let source = super::convert::gguf_source(&Input::open(&input)?, Vec::new(), licence.as_deref())?;
     let wanted = Wanted {
         recipe,
         imatrix: imatrix.as_ref().map(|i| (i, file.as_str())),

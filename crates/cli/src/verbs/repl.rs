@@ -123,9 +123,11 @@ pub fn run(args: &RunArgs, model: Option<&str>) -> Result<()> {
 impl Chat {
     fn open(args: &RunArgs, model: Option<&str>) -> Result<Chat> {
         let (loaded, tokenizer) = load::weights_and_tokenizer(model, &args.load)?;
-        let template = load::template_of(&loaded.path, &tokenizer, args.template.as_deref())?;
+        let args = &loaded.lower.under_run(args);
+        let template = loaded.lower.template(args.template.as_deref());
+        let template = load::template_of(&loaded.path, &tokenizer, template.as_ref())?;
         let draft = args.draft.draft.as_deref();
-        let session = load::session_with_draft(&loaded, &tokenizer, draft, &args.load)?;
+        let session = load::session_with_draft(&loaded, &tokenizer, draft)?;
         let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
         let eog = match &generation {
             Some(config) => engine::eog_from_generation_config(config)?,
@@ -140,12 +142,12 @@ impl Chat {
                 eog,
                 ..GenerateParams::default()
             },
+            turns: loaded.lower.turns.clone(),
             loaded,
             tokenizer,
             template,
             session,
             system: args.system.clone(),
-            turns: Vec::new(),
             seed: args.sampling.seed,
             shift: false,
             verbose: false,
@@ -448,7 +450,7 @@ impl Chat {
     }
 
     fn clear(&mut self, _rest: &str) -> Result<Then> {
-        self.turns.clear();
+        self.turns.clone_from(&self.loaded.lower.turns);
         crate::out::line(&dim("(forgotten)"))?;
         Ok(Then::Go)
     }

@@ -110,9 +110,10 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
     if nothing {
         return empty();
     }
+    let args = &loaded.lower.under_run(args);
     let (ids, mut eog) = prompt_ids(args, &loaded, &tokenizer, prompt)?;
     let draft = args.draft.draft.as_deref();
-    let mut session = load::session_with_draft(&loaded, &tokenizer, draft, &args.load)?;
+    let mut session = load::session_with_draft(&loaded, &tokenizer, draft)?;
     let generation = load::generation_config(&loaded, sampling::any_set(&args.sampling))?;
     if let Some(config) = &generation {
         eog.extend(engine::eog_from_generation_config(config)?);
@@ -160,9 +161,11 @@ fn prompt_ids(
         // The text is the model's whole input: marks of a template written by hand are meant.
         return Ok((tokenizer.encode_prompt(prompt, Special::Parse)?, Vec::new()));
     }
-    let template = load::template_of(&loaded.path, tokenizer, args.template.as_deref())?;
+    let template = loaded.lower.template(args.template.as_deref());
+    let template = load::template_of(&loaded.path, tokenizer, template.as_ref())?;
     let system = args.system.iter().map(|text| chat::system(text.as_str()));
-    let messages: Vec<Value> = system.chain([chat::user(prompt)]).collect();
+    let turns = loaded.lower.turns.iter().cloned();
+    let messages: Vec<Value> = system.chain(turns).chain([chat::user(prompt)]).collect();
     Ok((
         template.encode(tokenizer, &messages, &load::render_options())?,
         Vec::new(),

@@ -18,6 +18,15 @@ macro_rules! shared {
             })*
         }
 
+        /// Sets what is not set as it is in `below`.
+        pub fn fill(args: &mut SamplingArgs, below: &SamplingArgs) {
+            $(args.$field = args.$field.or(below.$field);)*
+            args.seed = args.seed.or(below.seed);
+            if args.logit_bias.is_empty() {
+                args.logit_bias.clone_from(&below.logit_bias);
+            }
+        }
+
         /// Names and values in force, for `/show`.
         pub fn listed(params: &SamplerParams) -> Vec<(&'static str, String)> {
             vec![$((stringify!($field), params.$field.to_string())),*]

@@ -1,11 +1,13 @@
 //! The store: `puna pull`, `list`, `show`, `rm`, `cp`, `verify`.
 
+mod create;
 mod show;
 
 use anyhow::Result;
 use hub::{Entry, PullOptions, PullReport, Removed, Verified};
 use serde_json::json;
 
+pub use create::create;
 pub use show::show;
 
 use crate::args::{CpArgs, ListArgs, NetArgs, PullArgs, RmArgs, VerifyArgs};
@@ -53,6 +55,9 @@ fn describe_pull(r: &PullReport) -> String {
         "\nlicence   {}",
         r.licence.as_deref().unwrap_or("unknown")
     ));
+    for line in r.terms.iter().flat_map(|terms| terms.lines()) {
+        text.push_str(&format!("\n          {line}"));
+    }
     if let Some(path) = &r.path {
         text.push_str(&format!("\npath      {}", path.display()));
     }
@@ -86,7 +91,10 @@ fn table(models: &[Entry]) -> String {
             "\n{:<width$}  {:>9}  {licence:<12}  {}",
             m.name,
             size(m.bytes),
-            m.source
+            match &m.recipe {
+                Some(recipe) if m.place == "puna" => format!("made from {}", recipe.from),
+                _ => m.source.clone(),
+            }
         ));
         if let Some(damage) = &m.damage {
             text.push_str(&format!("\n{:<width$}  damaged: {damage}", ""));

@@ -22,8 +22,8 @@ pub fn run(args: &TemplateArgs) -> Result<()> {
     let messages = messages(&args.messages)?;
     let model = match &args.model {
         Some(typed) => {
-            let path = load::find(typed, args.net)?;
-            Some((load::tokenizer_of(&path)?, path))
+            let found = load::find_model(args.net, typed)?;
+            Some((load::tokenizer_of(&found.path)?, found))
         }
         None => None,
     };
@@ -32,7 +32,10 @@ pub fn run(args: &TemplateArgs) -> Result<()> {
     let eos = token(args.eos_token.as_ref(), tokenizer, Tokenizer::eos);
     let source = match (&args.template, &model) {
         (Some(typed), _) => load::template_named(typed)?,
-        (None, Some((_, path))) => load::template_source(path, options.tools.is_some())?,
+        (None, Some((_, found))) => match load::lower(found)?.template {
+            Some(template) => template.source(&found.path)?,
+            None => load::template_source(&found.path, options.tools.is_some())?,
+        },
         (None, None) => return Err(text::Error::NoTemplate.into()),
     };
     let template = ChatTemplate::new(&source, &bos, &eos)?;

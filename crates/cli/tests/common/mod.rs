@@ -80,6 +80,7 @@ impl Home {
             .env("HOME", self.dir.path())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("PUNA_OFFLINE", "1")
+            .env("OLLAMA_MODELS", self.dir.path().join(".ollama/models"))
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .current_dir(self.dir.path());
         command
@@ -149,7 +150,7 @@ pub fn real_model() -> Option<PathBuf> {
 }
 
 /// All verbs of this release.
-pub const VERBS: [&str; 19] = [
+pub const VERBS: [&str; 21] = [
     "run",
     "tokenize",
     "detokenize",
@@ -166,7 +167,9 @@ pub const VERBS: [&str; 19] = [
     "show",
     "rm",
     "cp",
+    "create",
     "verify",
+    "config",
     "completions",
     "man",
 ];

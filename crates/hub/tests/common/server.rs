@@ -28,13 +28,20 @@ impl Request {
         self.target.split('?').next().unwrap()
     }
 
-    /// The N of `Range: bytes=N-`.
+    /// The N of `Range: bytes=N-` and of `bytes=N-M`.
     pub fn range_from(&self) -> Option<usize> {
+        self.range()?.0.parse().ok()
+    }
+
+    /// The M of `Range: bytes=N-M`.
+    pub fn range_to(&self) -> Option<usize> {
+        self.range()?.1.parse().ok()
+    }
+
+    fn range(&self) -> Option<(&str, &str)> {
         self.header("range")?
             .strip_prefix("bytes=")?
-            .strip_suffix('-')?
-            .parse()
-            .ok()
+            .split_once('-')
     }
 }
 
@@ -88,12 +95,17 @@ impl Reply {
             Some(from) if from >= bytes.len() => {
                 Reply::status(416).header("Content-Range", &format!("bytes */{}", bytes.len()))
             }
-            Some(from) => Reply::status(206)
-                .header(
-                    "Content-Range",
-                    &format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()),
-                )
-                .body(Body::Bytes(bytes[from..].to_vec())),
+            Some(from) => {
+                let to = request
+                    .range_to()
+                    .map_or(bytes.len(), |to| (to + 1).min(bytes.len()));
+                Reply::status(206)
+                    .header(
+                        "Content-Range",
+                        &format!("bytes {from}-{}/{}", to - 1, bytes.len()),
+                    )
+                    .body(Body::Bytes(bytes[from..to].to_vec()))
+            }
             None => Reply::status(200).body(Body::Bytes(bytes.to_vec())),
         };
         reply.header("ETag", etag)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use files::meta::MetaDir;
 use files::{Dtype, Kind, Tensors, gguf::Gguf, hf::HfDir, llama2c};
-use hub::Resolved;
+use hub::{Recipe, Resolved};
 use kernels::{Compute, Kernels, KvType, Level};
 use model::{Cache, Config, PAGE, Scaling, Weights};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use text::{ChatTemplate, Tokenizer};
 
 use crate::args::ShowArgs;
 use crate::machine::{available_memory, size};
+use crate::memory::{Need, context};
 use crate::{load, out};
 
 /// Tensors that are tables for the rotary embedding, not weights.
@@ -35,6 +36,8 @@ struct Report {
     source: String,
     sha256: Option<String>,
     licence: Option<String>,
+    /// What that licence asks for, if it is a known one.
+    terms: Option<&'static hub::Terms>,
     bytes: u64,
     format: String,
     architecture: String,
@@ -59,6 +62,9 @@ struct Report {
     /// The chat template's text.
     template: Option<String>,
     memory: Plan,
+    /// What a made model adds to its base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipe: Option<Recipe>,
 }
 
 /// The mixtures of experts.
@@ -103,6 +109,8 @@ struct Plan {
     cache_type: &'static str,
     cache_bytes_per_token: u64,
     cache_bytes_full_context: u64,
+    /// Activations of a pass, logits, tables: an estimate.
+    work_bytes: u64,
     available_bytes: Option<u64>,
     /// The largest context that fits now; `None` if not even the weights do.
     context_that_fits: Option<usize>,
@@ -111,6 +119,15 @@ struct Plan {
 pub fn show(args: &ShowArgs) -> Result<()> {
     let hub = load::hub(args.net)?;
     let found = load::resolve(&hub, &args.model)?;
+    if args.modelfile {
+        let plain = Recipe {
+            from: found.name.clone(),
+            ..Recipe::default()
+        };
+        let text = hub::print_modelfile(found.recipe.as_ref().unwrap_or(&plain));
+        let answer = serde_json::json!({ "name": found.name, "modelfile": text });
+        return out::print(args.format.format, &answer, || text.trim_end().to_owned());
+    }
     let report = look(found)?;
     out::print(args.format.format, &report, || describe(&report))
 }
@@ -119,7 +136,11 @@ fn look(found: Resolved) -> Result<Report> {
     // Nothing is computed: one thread at any level will do.
     let kernels = Arc::new(Kernels::new(Level::Scalar, Compute::Fast, 1)?);
     let (format, weights, tensors) = open(&found.path, kernels)?;
-    let (tokenizer, template) = words(&found.path);
+    let (tokenizer, template) = words(&found)?;
+    let licence = found
+        .licence
+        .clone()
+        .or_else(|| hub::licence_of(&found.path));
     let c = &weights.config;
     Ok(Report {
         format,
@@ -159,13 +180,15 @@ fn look(found: Resolved) -> Result<Report> {
         },
         tokenizer: tokenizer.as_ref().map(Vocabulary::of),
         template: template.map(|t| t.source().to_owned()),
-        memory: plan(&weights)?,
+        memory: plan(&weights, &found)?,
         name: found.name,
         path: found.path,
         source: found.source,
         sha256: found.sha256,
-        licence: found.licence,
+        terms: licence.as_deref().and_then(hub::terms),
+        licence,
         bytes: found.bytes,
+        recipe: found.recipe,
     })
 }
 
@@ -239,19 +262,20 @@ fn scaling(scaling: &Scaling) -> &'static str {
 }
 
 /// The model's tokenizer and chat template, as far as they are there and can be read.
-fn words(path: &Path) -> (Option<Tokenizer>, Option<ChatTemplate>) {
+fn words(found: &Resolved) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+    let (path, asked) = (&found.path, load::lower(found)?.template);
     let tokenizer = load::tokenizer_of(path);
     let template = tokenizer
         .as_ref()
         .ok()
-        .map(|tokenizer| load::template_of(path, tokenizer, None));
+        .map(|tokenizer| load::template_of(path, tokenizer, asked.as_ref()));
     for error in [
         tokenizer.as_ref().err(),
         template.as_ref().and_then(|t| t.as_ref().err()),
     ] {
         error.inspect(|error| tracing::debug!("{error:#}"));
     }
-    (tokenizer.ok(), template.and_then(Result::ok))
+    Ok((tokenizer.ok(), template.and_then(Result::ok)))
 }
 
 impl Vocabulary {
@@ -266,9 +290,17 @@ impl Vocabulary {
     }
 }
 
-fn plan(weights: &Weights) -> Result<Plan> {
+fn plan(weights: &Weights, found: &Resolved) -> Result<Plan> {
     let (ty, config) = (KvType::default(), &weights.config);
     let (all, copied) = (weights.bytes(), weights.bytes_held());
+    let need = Need {
+        name: &found.name,
+        path: &found.path,
+        config,
+        mapped: all - copied,
+        ty,
+        asked: None,
+    };
     Ok(Plan {
         weights_bytes: all,
         weights_copied_bytes: copied,
@@ -276,8 +308,31 @@ fn plan(weights: &Weights) -> Result<Plan> {
         cache_bytes_per_token: Cache::bytes_for(config, ty, PAGE)? / PAGE as u64,
         cache_bytes_full_context: Cache::bytes_for(config, ty, config.context)?,
         available_bytes: available_memory(),
-        context_that_fits: load::context(config, all - copied, ty, None).ok(),
+        work_bytes: model::bytes_to_work(config),
+        context_that_fits: context(&need).ok(),
     })
+}
+
+/// What a made model adds, line by line.
+fn told(recipe: &Recipe) -> Vec<String> {
+    let mut lines = vec![format!("made from     {}", recipe.from)];
+    for (name, value) in &recipe.parameters {
+        lines.push(format!("parameter     {name} {value}"));
+    }
+    for adapter in &recipe.adapters {
+        let scale = adapter.scale.as_deref().unwrap_or("1");
+        lines.push(format!("adapter       {} at {scale}", adapter.path));
+    }
+    if let Some(system) = &recipe.system {
+        lines.push(format!("system        {system:?}"));
+    }
+    if !recipe.messages.is_empty() {
+        lines.push(format!(
+            "messages      {} begin every conversation",
+            recipe.messages.len()
+        ));
+    }
+    lines
 }
 
 fn describe(r: &Report) -> String {
@@ -297,6 +352,10 @@ fn describe(r: &Report) -> String {
             or(&r.sha256, "not known (not in the store, or several files)")
         ),
         format!("licence       {}", or(&r.licence, "unknown")),
+    ];
+    let terms = r.terms.iter().flat_map(|terms| terms.lines());
+    lines.extend(terms.map(|line| format!("              {line}")));
+    lines.extend([
         format!(
             "size          {} in {} tensors, {}",
             size(r.bytes),
@@ -326,7 +385,7 @@ fn describe(r: &Report) -> String {
                 "a head of its own"
             }
         ),
-    ];
+    ]);
     if let Some(e) = &r.experts {
         lines.push(format!(
             "experts       {} of {}{} in {} layers, ffn {}",
@@ -362,6 +421,7 @@ fn describe(r: &Report) -> String {
             text.chars().count()
         ),
     });
+    lines.extend(r.recipe.iter().flat_map(told));
     let fits = m
         .context_that_fits
         .map_or("does not fit now".into(), |n| format!("{n} tokens fit now"));
@@ -370,11 +430,12 @@ fn describe(r: &Report) -> String {
         copied => format!("{} of it copied, the rest mapped", size(copied)),
     };
     lines.push(format!(
-        "memory        weights {} ({mapped}), cache {} a token in {}, {} for the whole context; {fits}",
+        "memory        weights {} ({mapped}), cache {} a token in {}, {} for the whole context, {} to work in; {fits}",
         size(m.weights_bytes),
         size(m.cache_bytes_per_token),
         m.cache_type,
-        size(m.cache_bytes_full_context)
+        size(m.cache_bytes_full_context),
+        size(m.work_bytes)
     ));
     lines.join("\n")
 }

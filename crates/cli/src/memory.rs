@@ -1,0 +1,257 @@
+//! The memory plan: weights, cache and work space, before any of it is used; and what would fit
+//! where that is too much.
+
+use std::path::Path;
+
+use anyhow::Result;
+use kernels::KvType;
+use model::{Cache, Config, PAGE, bytes_to_work};
+
+use crate::exit::{Code, failure, usage};
+use crate::machine::{available_memory, size};
+
+/// Storage types to fall back to, and the bits of a weight in files of them, a little rounded up.
+const SMALLER: [(&str, f64); 5] = [
+    ("Q8_0", 8.6),
+    ("Q6_K", 6.7),
+    ("Q4_K_M", 5.1),
+    ("Q3_K_M", 4.2),
+    ("Q2_K", 3.4),
+];
+
+/// What is to be run, as far as memory goes.
+pub struct Need<'a> {
+    /// MODEL, as it was typed.
+    pub name: &'a str,
+    /// Where it lies.
+    pub path: &'a Path,
+    pub config: &'a Config,
+    /// Bytes of weights that memory has yet to hold.
+    pub mapped: u64,
+    /// Storage of keys and values.
+    pub ty: KvType,
+    /// `--ctx`
+    pub asked: Option<usize>,
+}
+
+/// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
+/// what fits.
+pub fn context(need: &Need<'_>) -> Result<usize> {
+    let config = need.config;
+    if let (Some(asked), Some(limit)) = (need.asked, config.position_limit())
+        && asked > config.context
+    {
+        return Err(usage(
+            format!("--ctx {asked}: the model has no positions from {limit} on"),
+            format!("--ctx {} is its own context", config.context),
+        ));
+    }
+    match available_memory() {
+        Some(free) => plan(need, free),
+        None => Ok(need.asked.unwrap_or(config.context)),
+    }
+}
+
+fn plan(need: &Need<'_>, free: u64) -> Result<usize> {
+    let config = need.config;
+    let fits = fitting(need, need.ty, free)?;
+    let wanted = need.asked.unwrap_or(config.context.min(fits));
+    if wanted <= fits && wanted > 0 {
+        if wanted > config.context {
+            tracing::warn!(
+                "--ctx {wanted}: the model was made for {} tokens; beyond them answers decay",
+                config.context
+            );
+        }
+        return Ok(wanted);
+    }
+    // Without any room, the smallest context that there is stands for the cache.
+    let told = wanted.max(PAGE);
+    let work = bytes_to_work(config);
+    let cache = Cache::bytes_for(config, need.ty, told)?;
+    let all = need.mapped.saturating_add(work).saturating_add(cache);
+    let what = format!(
+        "a context of {told} tokens needs {} ({} for the weights, {} for the cache, {} to work in) \
+         and {} are free",
+        size(all),
+        size(need.mapped),
+        size(cache),
+        size(work),
+        size(free)
+    );
+    Err(failure(Code::Memory, what, choices(need, free)?))
+}
+
+/// The largest context, in whole pages, that fits with a cache of this type.
+fn fitting(need: &Need<'_>, ty: KvType, free: u64) -> Result<usize> {
+    let fixed = need.mapped.saturating_add(bytes_to_work(need.config));
+    match free.checked_sub(fixed) {
+        Some(left) => tokens_that_fit(need.config, ty, left),
+        None => Ok(0),
+    }
+}
+
+/// What would fit, the nearest first: a smaller context, a smaller cache, smaller weights.
+fn choices(need: &Need<'_>, free: u64) -> Result<String> {
+    let own = need.config.context;
+    let name = quoted(need.name);
+    let command = |options: &str| match crate::env::verb().as_deref() {
+        Some(verb @ ("run" | "bench")) => format!("`puna {verb} {name} {options}` fits"),
+        _ => format!("`{options}` fits"),
+    };
+    let mut found = Vec::new();
+    let fits = with_margin(fitting(need, need.ty, free)?).min(own);
+    if fits > 0 {
+        found.push(command(&format!("--ctx {fits}")));
+    }
+    if need.ty != KvType::Q8_0 {
+        let small = with_margin(fitting(need, KvType::Q8_0, free)?);
+        let more = small.min(own) > fits;
+        let enough = need.asked.is_some_and(|asked| asked <= small);
+        if enough {
+            let asked = need.asked.unwrap_or(own);
+            found.push(command(&format!("--cache-type q8_0 --ctx {asked}")));
+        } else if more {
+            let ctx = small.min(own);
+            found.push(command(&format!("--cache-type q8_0 --ctx {ctx}")));
+        }
+    }
+    if let Some(smaller) = smaller(need, free)? {
+        found.push(smaller);
+    }
+    Ok(match found.is_empty() {
+        true => "choose a smaller model or end other programs".into(),
+        false => found.join("; "),
+    })
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-/:@+=~".contains(c);
+    match word.chars().all(plain) && !word.is_empty() {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// Free memory goes up and down: what is proposed leaves an eighth of it.
+fn with_margin(fits: usize) -> usize {
+    match fits {
+        0..=PAGE => fits,
+        more => (more - more / 8) / PAGE * PAGE,
+    }
+}
+
+/// The largest smaller type in which the model and what was asked fit, as the command that makes it.
+fn smaller(need: &Need<'_>, free: u64) -> Result<Option<String>> {
+    // Those that `puna quantize` reads.
+    let is_file = files::detect(need.path).is_ok_and(|kind| kind == files::Kind::Gguf);
+    let is_plain = need.config.arch == model::Arch::Llama && need.config.experts.is_none();
+    if !(is_file || is_plain) {
+        return Ok(None);
+    }
+    let parameters = need.config.parameters();
+    for (ty, bits) in SMALLER {
+        let mapped = (parameters as f64 * bits / 8.0) as u64;
+        let less = Need { mapped, ..*need };
+        let fits = fitting(&less, need.ty, free)?;
+        if mapped < need.mapped && fits >= need.asked.unwrap_or(PAGE).max(PAGE) {
+            let name = &quoted(need.name);
+            let stem = Path::new(need.name).file_stem().unwrap_or_default();
+            let stem = stem.to_string_lossy().replace([':', ' ', '\''], "-");
+            return Ok(Some(format!(
+                "`puna quantize {name} {stem}-{ty}.gguf {ty} --allow-requantize` makes one that fits"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The largest number of tokens, in whole pages, whose cache takes at most so many bytes.
+fn tokens_that_fit(config: &Config, ty: KvType, bytes: u64) -> Result<usize> {
+    let (mut fit, mut too_many) = (0, usize::MAX / PAGE);
+    while too_many - fit > 1 {
+        let pages = fit + (too_many - fit) / 2;
+        match Cache::bytes_for(config, ty, pages * PAGE)? <= bytes {
+            true => fit = pages,
+            false => too_many = pages,
+        }
+    }
+    Ok(fit * PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let shape = model::shapes().iter().find(|s| s.name == "llama-3.2-1b");
+        shape
+            .expect("a shape of that name")
+            .config()
+            .expect("a sound configuration")
+    }
+
+    fn need(config: &Config, asked: Option<usize>) -> Need<'_> {
+        Need {
+            name: "m:latest",
+            path: Path::new("none"),
+            config,
+            mapped: 5 << 29,
+            ty: KvType::F16,
+            asked,
+        }
+    }
+
+    fn refused(need: &Need<'_>, free: u64) -> crate::exit::Failure {
+        let failure = crate::exit::classify(&plan(need, free).unwrap_err());
+        assert_eq!(failure.code, Code::Memory);
+        failure
+    }
+
+    #[test]
+    fn the_plan_takes_the_models_context_if_it_fits() {
+        let config = config();
+        assert_eq!(plan(&need(&config, None), 1 << 40).unwrap(), config.context);
+        let page = Cache::bytes_for(&config, KvType::F16, PAGE).unwrap();
+        let tight = (5 << 29) + bytes_to_work(&config) + page * 10;
+        assert_eq!(plan(&need(&config, None), tight).unwrap(), 10 * PAGE);
+        assert_eq!(plan(&need(&config, Some(300)), tight).unwrap(), 300);
+        let failure = refused(&need(&config, Some(321)), tight);
+        assert!(failure.what.contains("321"), "{failure:?}");
+        let hint = failure.hint.unwrap();
+        // In this order: a smaller context, a smaller cache, smaller weights.
+        let at = |part: &str| {
+            hint.find(part)
+                .unwrap_or_else(|| panic!("no {part} in {hint}"))
+        };
+        assert!(at("`--ctx 256` fits") < at("`--cache-type q8_0 --ctx 321` fits"));
+        assert!(at("q8_0 --ctx") < at("puna quantize m:latest m-latest-Q8_0.gguf Q8_0"));
+        // Each of them does fit.
+        assert!(plan(&need(&config, Some(256)), tight).is_ok());
+        let small = Need {
+            ty: KvType::Q8_0,
+            ..need(&config, Some(321))
+        };
+        assert!(plan(&small, tight).is_ok());
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_is_refused() {
+        let config = config();
+        let hint = refused(&need(&config, None), 1 << 30).hint.unwrap();
+        assert!(hint.starts_with("`puna quantize"), "{hint}");
+        let hint = refused(&need(&config, None), 1 << 27).hint.unwrap();
+        assert!(hint.contains("smaller model"), "{hint}");
+        let absurd = need(&config, Some(usize::MAX));
+        refused(&absurd, 1 << 40);
+        refused(
+            &Need {
+                ty: KvType::F32,
+                mapped: u64::MAX,
+                ..absurd
+            },
+            1 << 40,
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! `puna.toml`: where it is found, what it sets, and what beats it.
+
+mod common;
+
+use common::{Home, fixture};
+use serde_json::Value;
+
+/// A home with a `puna.toml` in the current directory.
+fn home(text: &str) -> Home {
+    let home = Home::new();
+    std::fs::write(home.dir.path().join("puna.toml"), text).expect("written");
+    home
+}
+
+/// (value, source) of a setting.
+fn setting(report: &Value, name: &str) -> (String, String) {
+    let settings = report["settings"].as_array().expect("a list");
+    let found = settings
+        .iter()
+        .find(|s| s["name"] == name)
+        .expect("a setting");
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    (text(&found["value"]), text(&found["source"]))
+}
+
+fn effective(home: &Home) -> Value {
+    home.run(&["config", "--effective", "--format", "json"])
+        .json()
+}
+
+#[test]
+fn the_first_file_counts_alone() {
+    let home = Home::new().env("XDG_CONFIG_HOME", "");
+    let none = effective(&home);
+    assert!(none["file"].is_null());
+    assert_eq!(
+        setting(&none, "model"),
+        ("smollm2:135m".into(), "default".into())
+    );
+    assert_eq!(setting(&none, "ctx"), ("-".into(), "default".into()));
+    let own = home.dir.path().join(".config/puna/puna.toml");
+    std::fs::create_dir_all(own.parent().expect("a folder")).expect("made");
+    std::fs::write(&own, "threads = 3\ntop_k = 7").expect("written");
+    let report = effective(&home);
+    let file = own.to_str().expect("UTF-8").to_owned();
+    assert_eq!(setting(&report, "threads"), ("3".into(), file.clone()));
+    assert_eq!(setting(&report, "top-k"), ("7".into(), file));
+    std::fs::write(home.dir.path().join("puna.toml"), "model = \"x\"").expect("written");
+    let report = effective(&home);
+    assert_eq!(setting(&report, "model"), ("x".into(), "puna.toml".into()));
+    assert_eq!(setting(&report, "top-k").1, "default");
+    let other = home.dir.path().join("other.toml");
+    std::fs::write(&other, "[serve]\nport = 99").expect("written");
+    let home = home.env("PUNA_CONFIG", other.to_str().expect("UTF-8"));
+    let home = home.env("PUNA_THREADS", "2");
+    let report = effective(&home);
+    assert_eq!(setting(&report, "serve.port").0, "99");
+    assert_eq!(
+        setting(&report, "threads"),
+        ("2".into(), "PUNA_THREADS".into())
+    );
+    let said = home.run(&["config"]).succeeded().text();
+    assert!(
+        said.contains("PUNA_THREADS") && said.contains("other.toml"),
+        "{said}"
+    );
+    Home::new()
+        .env("PUNA_CONFIG", "none.toml")
+        .run(&["list"])
+        .failed(2, "none.toml");
+}
+
+#[test]
+fn options_beat_it_and_models_have_their_own() {
+    let file = fixture("gguf/llama3_1.f32.gguf");
+    let home = home(&format!(
+        "model = {file:?}\nmax-tokens = 3\ntemperature = 0\nthreads = 1\nctx = 64\nseed = 5\n\
+         [models.\"mine\"]\nctx = 96"
+    ));
+    let run = |args: &[&str]| {
+        home.run(&[&["run", "--format", "json"], args].concat())
+            .json()
+    };
+    let own = run(&["Say something, please."]);
+    assert_eq!(own["usage"]["completion_tokens"], 3);
+    assert_eq!((&own["context"], &own["seed"]), (&64.into(), &5.into()));
+    let typed = run(&[
+        "-n",
+        "1",
+        "--ctx",
+        "80",
+        "--seed",
+        "6",
+        "Say something, please.",
+    ]);
+    assert_eq!(typed["usage"]["completion_tokens"], 1);
+    assert_eq!((&typed["context"], &typed["seed"]), (&80.into(), &6.into()));
+    let text =
+        format!("FROM {file}\nPARAMETER num_predict 2\nPARAMETER num_ctx 128\nPARAMETER seed 9");
+    home.run_with(&["create", "mine", "-f", "-"], text.as_bytes())
+        .succeeded();
+    let mine = run(&["-m", "mine", "hi"]);
+    // Its section, then what it says itself, then what is said for all.
+    assert_eq!((&mine["context"], &mine["seed"]), (&96.into(), &9.into()));
+    assert_eq!(mine["usage"]["completion_tokens"], 2);
+    let report = home.run(&["config", "mine", "--format", "json"]).json();
+    assert_eq!(report["model"], "mine:latest");
+    assert_eq!(
+        setting(&report, "ctx"),
+        ("96".into(), "puna.toml [models.\"mine\"]".into())
+    );
+    assert_eq!(
+        setting(&report, "seed"),
+        ("9".into(), "the model mine:latest".into())
+    );
+    assert_eq!(
+        setting(&report, "temperature"),
+        ("0".into(), "puna.toml".into())
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named_and_help_is_given_all_the_same() {
+    for (text, why) in [
+        ("temprature = 1", "did you mean temperature?"),
+        ("temperature = \"hot\"", "hot"),
+        ("top-p = 3", "top_p"),
+        ("threads = 0", "at least 1"),
+        ("[models.x]\nheat = 1", "heat"),
+        ("simd = \"mmx\"", "mmx"),
+        ("x", "line 1"),
+    ] {
+        let home = home(text);
+        let ran = home.run(&["list"]);
+        assert!([Some(1), Some(2)].contains(&ran.code), "{ran:?}");
+        assert!(
+            ran.stderr.contains(why) && ran.stderr.contains("puna.toml"),
+            "{ran:?}"
+        );
+        home.run(&["list", "--help"]).succeeded();
+    }
+    let offline = home("offline = true").env("PUNA_OFFLINE", "");
+    offline.run(&["pull", "smollm2:135m"]).failed(3, "offline");
+    // Help does not change with it.
+    let with = home("threads = 3\ncompute = \"f32\"\noffline = true");
+    let plain = Home::new().run(&["run", "--help"]).text();
+    assert_eq!(with.run(&["run", "--help"]).succeeded().text(), plain);
+}
