@@ -36,14 +36,14 @@ fn scaled(typed: &str) -> Result<(PathBuf, f32)> {
     }
 }
 
-/// `FIRST:LAST`, layers counted from 1: the first layer has no direction.
+/// `A:B`, layers counted from 1: the first layer has no direction.
 fn layers(typed: &str) -> Result<RangeInclusive<usize>> {
     let ends = typed.split_once(':');
     let ends = ends.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     match ends {
         Some((first, last)) if first <= last => Ok(first..=last),
         _ => Err(usage(
-            format!("--control-vector-layers {typed} is not FIRST:LAST"),
+            format!("--control-vector-layers {typed} is not A:B"),
             "8:20 stands for the layers 8 to 20, both included",
         )),
     }

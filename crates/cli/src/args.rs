@@ -190,7 +190,7 @@ pub struct LoadArgs {
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub control_vector: Vec<String>,
     /// Layers that control vectors act on, both ends included [default: all]
-    #[arg(long, value_name = "FIRST:LAST", requires = "control_vector")]
+    #[arg(long, value_name = "A:B", requires = "control_vector")]
     pub control_vector_layers: Option<String>,
     #[command(flatten)]
     pub net: NetArgs,

@@ -188,7 +188,7 @@ fn what_is_wrong_is_said_by_name() {
     run(&["--adapter", &fixture("../adapters/tied")]).failed(4, "k_proj");
     run(&["--control-vector", &steer]).failed(4, "direction.");
     run(&["--control-vector", &lora]).failed(4, "a control vector is a GGUF file");
-    run(&["--control-vector", &steer, "--control-vector-layers", "5"]).failed(2, "FIRST:LAST");
+    run(&["--control-vector", &steer, "--control-vector-layers", "5"]).failed(2, "A:B");
     run(&["--control-vector-layers", "1:2"]).failed(2, "--control-vector");
     let dora = fixture("training/dora/final");
     run(&["--adapter", &lora, "--adapter", &dora]).failed(4, "must be the first");

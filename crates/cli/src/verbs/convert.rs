@@ -225,9 +225,7 @@ fn to_directory(
             for (key, value) in tokenizer_keys(input, rows)? {
                 keys.set(key, value);
             }
-            if !keys.is_empty() {
-                from_keys(&keys, &mut config, &part.0)?;
-            }
+            from_keys(&keys, &mut config, &part.0)?;
         }
     }
     put(&part.0, "config.json", format!("{config:#}\n").as_bytes())?;
@@ -264,11 +262,13 @@ fn beside(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tokenizer in the keys of a GGUF as files, and what they say of beginnings and ends, which
-/// config.json may lack.
+/// The tokenizer in the keys of a GGUF as files, if there is one, and what they say of beginnings and
+/// ends, which config.json may lack.
 fn from_keys(keys: &Metadata, config: &mut Value, folder: &Path) -> Result<()> {
-    for (name, bytes) in text::hf_files(keys)? {
-        put(folder, name, &bytes)?;
+    if keys.get("tokenizer.ggml.model").is_some() {
+        for (name, bytes) in text::hf_files(keys)? {
+            put(folder, name, &bytes)?;
+        }
     }
     for name in ["bos", "eos"] {
         let (key, id) = (

@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::same;
 use crate::byte_level::spell;
+use crate::spm::SPACE;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::{Kind, MAX_TOKENS};
 use crate::{Error, llama2c, sentencepiece, tiktoken};
@@ -67,10 +68,12 @@ pub fn gguf_keys(dir: &HfDir, rows: usize) -> Result<Vec<(String, Value)>, Error
     let byte_level = lists.merges.is_some();
     let pres = if byte_level { &PRES[..] } else { &["default"] };
     let mut keys = keys(dir, &tokenizer, lists);
+    // llama2.c wrote SentencePiece's sign for a space as a space, and so lost what it is in a text.
+    let without = if dir.path.is_file() { SPACE } else { "" };
     for pre in pres {
         keys.set("tokenizer.ggml.pre", Value::String((*pre).into()));
         if let Ok(read) = Tokenizer::from_gguf(&keys)
-            && same(&tokenizer, &read)?
+            && same(&tokenizer, &read, without)?
         {
             return Ok(keys
                 .iter()
@@ -216,7 +219,7 @@ fn from_tokens(bytes: &[u8]) -> Result<Lists, Error> {
         ..Lists::default()
     };
     for (id, piece) in pieces.of_kind(|_| true) {
-        let piece = String::from_utf8_lossy(piece).replace(' ', "\u{2581}");
+        let piece = String::from_utf8_lossy(piece).replace(' ', SPACE);
         lists.tokens.push(piece);
         lists.kinds.push(pieces.kind(id).map_or(1, |k| k as i32));
     }

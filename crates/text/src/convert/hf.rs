@@ -74,7 +74,7 @@ pub fn hf_files(metadata: &Metadata) -> Result<Vec<(&'static str, Vec<u8>)>, Err
         false => Tokenizer::from_json(&bytes)?,
     };
     read.set_from_hf(&config, &Json::Null)?;
-    if !same(&tokenizer, &read)? {
+    if !same(&tokenizer, &read, "")? {
         return Err(Error::unsupported(
             FORMAT,
             "what this tokenizer does (the files would give other ids)",

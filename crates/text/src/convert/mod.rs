@@ -22,8 +22,8 @@ const PROBE: &str = "Hello, world! I'm sure we'll see: don't, DON'T, it'S, they'
     <|im_start|> <s> </s> <0x0A> ▁ … — “quoted” ¿qué? \u{feff}end   ";
 
 /// The two give the same ids on the probe, on pieces of the vocabulary joined to a text, and on the
-/// names of special tokens.
-fn same(a: &Tokenizer, b: &Tokenizer) -> Result<bool, Error> {
+/// names of special tokens; all of these `without` a piece of text.
+fn same(a: &Tokenizer, b: &Tokenizer, without: &str) -> Result<bool, Error> {
     let pieces = |every: usize| -> String {
         let ids = (0..a.len() as u32).step_by(every);
         let pieces = ids
@@ -39,6 +39,10 @@ fn same(a: &Tokenizer, b: &Tokenizer) -> Result<bool, Error> {
         pieces((a.len() / 4000).max(1)),
         specials.join(" x"),
     ] {
+        let text = match without {
+            "" => text,
+            one => text.replace(one, ""),
+        };
         for special in [Special::Text, Special::Parse] {
             if a.encode_prompt(&text, special)? != b.encode_prompt(&text, special)? {
                 return Ok(false);
