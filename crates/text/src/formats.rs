@@ -33,3 +33,34 @@ pub fn format(name: &str) -> Option<&'static str> {
 pub fn formats() -> impl Iterator<Item = &'static str> {
     FORMATS.iter().map(|(name, _)| *name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChatTemplate, RenderOptions, chat};
+
+    /// As the reference codes write them.
+    #[test]
+    fn turns_stand_between_their_marks() {
+        let turns = [chat::system("s"), chat::user(" hi "), chat::assistant("yo")];
+        for (name, text) in [
+            (
+                "llama3",
+                "<b><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|>\
+                 <|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>\
+                 <|start_header_id|>assistant<|end_header_id|>\n\nyo<|eot_id|>\
+                 <|start_header_id|>assistant<|end_header_id|>\n\n",
+            ),
+            (
+                "chatml",
+                "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n hi <|im_end|>\n\
+                 <|im_start|>assistant\nyo<|im_end|>\n<|im_start|>assistant\n",
+            ),
+        ] {
+            let source = format(name).expect("a format");
+            let template = ChatTemplate::new(source, "<b>", "<e>").expect("it can be read");
+            let rendered = template.render(&turns, &RenderOptions::default());
+            assert_eq!(rendered.expect("it renders"), text, "{name}");
+        }
+    }
+}
