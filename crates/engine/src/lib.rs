@@ -13,6 +13,7 @@
 //! - [`score()`], [`perplexity()`], [`KlWriter`], [`KlComparison`]: log-probabilities of given
 //!   tokens and what is made of them.
 
+mod answer;
 pub mod dry;
 mod error;
 pub mod filters;
