@@ -35,7 +35,7 @@ mod weights;
 pub use adapter::{Adapter, Target};
 pub use arch::{ARCHITECTURES, About, Arch};
 pub use batch::{Batch, Chunk, ChunkOut, Input, Outputs, Rows};
-pub use cache::{Cache, PAGE, Seq};
+pub use cache::{Block, Cache, PAGE, Seq};
 pub use config::{Config, Experts, Llama4, RopeConfig, Scaling, Temperature, Yarn};
 pub use error::{Error, Result};
 pub use footprint::bytes_to_open;
