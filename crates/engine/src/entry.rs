@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use model::{Chunk, ChunkOut, Rows, Seq};
 use text::Tokenizer;
-use tokio::sync::mpsc::Sender;
 
 use crate::answer::{Answer, End};
+use crate::channel::Sender;
 use crate::error::Error;
 use crate::generate::Event;
 use crate::line::Place;
@@ -105,7 +105,7 @@ impl<'t> Entry<'t> {
 
     /// Whether the receiver has taken enough for another row's updates.
     pub(crate) fn is_heard(&mut self, patience: Duration) -> bool {
-        if self.updates.capacity() >= ROOM {
+        if self.updates.room() >= ROOM {
             self.stalled = None;
             return true;
         }
@@ -210,7 +210,7 @@ impl<'t> Entry<'t> {
             Err(Error::Cancelled) => End::Cancelled,
             Err(error) => {
                 // Nobody may listen any more.
-                let _ = self.updates.try_send(Update::Failed(error));
+                self.updates.send(Update::Failed(error));
                 return;
             }
         };
@@ -228,12 +228,12 @@ impl<'t> Entry<'t> {
                 Update::Embedding(sum.iter().map(|x| (x / n) as f32).collect())
             }
         };
-        let _ = self.updates.try_send(last);
+        self.updates.send(last);
     }
 
     fn send(&self, update: Update) {
         // Room was checked; if nobody listens any more, the next step ends it.
-        let _ = self.updates.try_send(update);
+        self.updates.send(update);
     }
 
     /// Begins again from nothing when it runs next.
@@ -258,9 +258,9 @@ fn sender(updates: &Sender<Update>) -> impl FnMut(Event) -> Flow {
             Event::Text(text) => Update::Text(text.to_owned()),
             Event::Prompt(_) | Event::Shift { .. } => return Flow::Continue,
         };
-        match updates.try_send(update) {
-            Ok(()) => Flow::Continue,
-            Err(_) => Flow::Stop,
+        match updates.send(update) {
+            true => Flow::Continue,
+            false => Flow::Stop,
         }
     }
 }

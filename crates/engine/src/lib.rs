@@ -16,6 +16,7 @@
 //!   tokens and what is made of them.
 
 mod answer;
+mod channel;
 pub mod dry;
 mod entry;
 mod error;

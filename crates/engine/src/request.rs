@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-
+use crate::channel::Receiver;
 use crate::error::Error;
 use crate::generate::{GenerateParams, Generation};
 use crate::prefix::{Miss, Root};
@@ -94,7 +93,7 @@ pub(crate) const UPDATES: usize = 64;
 /// The receiving end of a request. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Replies {
-    updates: mpsc::Receiver<Update>,
+    updates: Receiver<Update>,
     cancel: Arc<AtomicBool>,
 }
 
@@ -110,21 +109,18 @@ impl Cancel {
 }
 
 impl Replies {
-    pub(crate) fn new(updates: mpsc::Receiver<Update>, cancel: Arc<AtomicBool>) -> Replies {
+    pub(crate) fn new(updates: Receiver<Update>, cancel: Arc<AtomicBool>) -> Replies {
         Replies { updates, cancel }
     }
 
     /// The next update; `None` after the last one, or if the scheduler ended.
     pub async fn next(&mut self) -> Option<Update> {
-        self.updates.recv().await
+        self.updates.next().await
     }
 
-    /// The next update, for threads of their own.
-    ///
-    /// # Panics
-    /// Within an asynchronous task.
+    /// The next update, for threads that may wait.
     pub fn next_blocking(&mut self) -> Option<Update> {
-        self.updates.blocking_recv()
+        self.updates.next_blocking()
     }
 
     /// A handle to end the request.

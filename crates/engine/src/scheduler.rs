@@ -19,6 +19,7 @@ use model::{Cache, PAGE, Weights};
 use text::Tokenizer;
 
 use crate::answer::Tools;
+use crate::channel::{Sender, channel};
 use crate::error::Error;
 use crate::request::{Replies, Request, UPDATES, Update, Want};
 use crate::steps::Engine;
@@ -92,7 +93,7 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     /// Of an answer.
     pub(crate) tools: Option<Tools>,
-    pub(crate) updates: tokio::sync::mpsc::Sender<Update>,
+    pub(crate) updates: Sender<Update>,
     pub(crate) cancel: Arc<AtomicBool>,
     pub(crate) submitted: Instant,
 }
@@ -179,7 +180,7 @@ impl Scheduler {
         if waiting.fetch_update(order, order, one_more).is_err() {
             return Err(Error::Busy { waiting: queue });
         }
-        let (updates, replies) = tokio::sync::mpsc::channel(UPDATES);
+        let (updates, replies) = channel(UPDATES);
         let cancel = Arc::new(AtomicBool::new(false));
         let job = Job {
             request,
