@@ -14,9 +14,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 mod making;
 mod sampling;
+mod serving;
 
 pub use making::{ConvertArgs, ImatrixArgs, QuantizeArgs};
 pub use sampling::{DraftArgs, SamplingArgs};
+pub use serving::{KeyArgs, KeyAuditArgs, KeyCreateArgs, KeyUsageArgs, KeyVerb, ServeArgs};
 
 /// Shown under `puna --help` and every verb's `--help`.
 const ENVIRONMENT: &str = "\
@@ -85,6 +87,12 @@ pub enum Verb {
     /// How much each column of each matrix matters, for quantize
     #[command(after_help = ending())]
     Imatrix(ImatrixArgs),
+    /// Serve models over HTTP
+    #[command(after_help = ENVIRONMENT)]
+    Serve(Box<ServeArgs>),
+    /// Keys for the server: make, list, revoke; what they used; the audit log
+    #[command(after_help = ENVIRONMENT)]
+    Key(KeyArgs),
     /// Look at this machine: CPU, memory, store, sources
     #[command(after_help = ENVIRONMENT)]
     Doctor(DoctorArgs),

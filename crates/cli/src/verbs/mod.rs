@@ -9,6 +9,7 @@ mod detokenize;
 mod doctor;
 mod imatrix;
 mod infill;
+mod key;
 mod line;
 mod logits;
 mod man;
@@ -17,6 +18,7 @@ mod quantize;
 mod repl;
 mod run;
 mod sampling;
+mod serve;
 mod store;
 mod template;
 mod tokenize;
@@ -39,6 +41,8 @@ pub fn run(verb: Verb) -> Result<()> {
         Verb::Convert(args) => convert::run(&args),
         Verb::Imatrix(args) => imatrix::run(&args),
         Verb::Quantize(args) => quantize::run(&args),
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Key(args) => key::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Pull(args) => store::pull(&args),
         Verb::List(args) => store::list(&args),

@@ -149,7 +149,7 @@ pub fn real_model() -> Option<PathBuf> {
 }
 
 /// All verbs of this release.
-pub const VERBS: [&str; 19] = [
+pub const VERBS: [&str; 21] = [
     "run",
     "tokenize",
     "detokenize",
@@ -160,6 +160,8 @@ pub const VERBS: [&str; 19] = [
     "convert",
     "quantize",
     "imatrix",
+    "serve",
+    "key",
     "doctor",
     "pull",
     "list",
