@@ -9,6 +9,7 @@
 //! with an [`ApiError`] where it cannot, and says with [`State::account`] what was used.
 
 mod admin;
+pub mod api;
 mod audit;
 mod auth;
 mod clock;
@@ -31,6 +32,7 @@ pub mod time;
 mod tls;
 
 pub use admin::as_csv;
+pub use api::{Model, Served, api};
 pub use audit::{Entry, Event, Verified};
 pub use auth::{Access, presented};
 pub use clock::Clock;
