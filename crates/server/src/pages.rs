@@ -42,7 +42,8 @@ pub(crate) async fn index(With(state): With<State>) -> impl IntoResponse {
         &format!(
             "<p>Version {}</p><h2>Models</h2>{models}<h2>See</h2><ul>\
          <li><a href=\"/health\">/health</a></li><li><a href=\"/ready\">/ready</a></li>\
-         <li><a href=\"/metrics\">/metrics</a></li></ul>",
+         <li><a href=\"/metrics\">/metrics</a></li><li><a href=\"/docs\">/docs</a></li>\
+         <li><a href=\"/openapi.json\">/openapi.json</a></li></ul>",
             env!("CARGO_PKG_VERSION"),
         ),
     )

@@ -176,6 +176,12 @@ impl Meter {
         afford(used(&mut all, key, quotas, now), quotas, tokens, now)
     }
 
+    pub(crate) fn month_tokens(&self, key: &str, now: u64) -> u64 {
+        let all = self.all();
+        let used = all.get(key).filter(|used| used.month == month_began(now));
+        used.map_or(0, |used| used.month_tokens)
+    }
+
     /// Counts tokens that were used.
     pub(crate) fn spend(&self, key: &Arc<str>, quotas: &Quotas, tokens: u64, now: u64) {
         let mut all = self.all();

@@ -18,7 +18,7 @@ use crate::auth::{Access, admit, admitted};
 use crate::error::{ApiError, Kind};
 use crate::principal::Scope;
 use crate::state::State;
-use crate::{admin, guard, pages, request};
+use crate::{admin, guard, openapi, pages, request};
 
 /// A route.
 pub struct Route {
@@ -79,6 +79,14 @@ pub fn routes() -> Vec<Route> {
             Known,
             "A page with version, models and links",
             pages::index,
+        ),
+        route(GET, "/docs", Known, "The routes, for people", openapi::docs),
+        route(
+            GET,
+            "/openapi.json",
+            Known,
+            "The routes, for programs",
+            openapi::serve,
         ),
         route(
             GET,

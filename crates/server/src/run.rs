@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::error::Error;
 use crate::metrics::Metric;
+use crate::stall::Impatient;
 use crate::state::State;
 use crate::{router, router::Route, tls};
 
@@ -159,7 +160,10 @@ where
         .header_read_timeout(state.settings().header_timeout)
         .max_buf_size(HEAD)
         .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(
+            TokioIo::new(Impatient::new(io, state.settings().write_timeout)),
+            service,
+        );
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!("a connection ended: {error}");
     }

@@ -167,6 +167,12 @@ impl State {
             .afford(&who.key, &who.quotas, tokens, self.clock().now())
     }
 
+    /// Tokens that a key has used in this calendar month.
+    #[must_use]
+    pub fn month_tokens(&self, key: &str) -> u64 {
+        self.0.meter.month_tokens(key, self.clock().now())
+    }
+
     /// Handlers say what a request used: its model, the adapter (empty: none), and tokens, which
     /// are added to those of earlier calls. May be called while the answer streams, and also after
     /// the client has left.

@@ -53,7 +53,7 @@ impl Server {
     }
 
     /// Waits until it has ended.
-    pub fn ended(mut self) -> Result<(), Error> {
+    pub fn ended(&mut self) -> Result<(), Error> {
         let thread = self.thread.take().expect("it was started");
         thread.join().expect("the server does not panic")
     }
