@@ -300,6 +300,25 @@ pub fn session(loaded: &Loaded, ctx: Option<usize>) -> Result<Session> {
     Ok(Session::new(weights.clone(), loaded.cache_type, context)?)
 }
 
+/// The context of one sequence, and the tokens of a cache that `parallel` of them share: all at full
+/// length if that fits in memory, else what fits.
+pub fn shared_cache(
+    loaded: &Loaded,
+    ctx: Option<usize>,
+    parallel: usize,
+) -> Result<(usize, usize)> {
+    let (weights, ty) = (&loaded.weights, loaded.cache_type);
+    let mapped = weights.bytes() - weights.bytes_held();
+    let context = context(&weights.config, mapped, ty, ctx)?;
+    let wanted = context.saturating_mul(parallel);
+    let Some(free) = available_memory() else {
+        return Ok((context, wanted));
+    };
+    let rest = free.saturating_sub(mapped.saturating_add(SCRATCH));
+    let fits = tokens_that_fit(&weights.config, ty, rest)?;
+    Ok((context, wanted.min(fits).max(context)))
+}
+
 /// A session for the loaded model, with a draft model beside it if one is named. Memory is planned
 /// for both.
 pub fn session_with_draft(

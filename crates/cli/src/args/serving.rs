@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand, value_parser};
 
-use super::{Format, at_least_one};
+use super::{Format, LoadArgs, at_least_one};
 
 #[derive(Args, Debug)]
 pub struct ServeArgs {
@@ -26,16 +26,16 @@ pub struct ServeArgs {
         env = "PUNA_SERVE_PORT"
     )]
     pub port: u16,
-    /// A MODEL to serve, repeatable (not in this release: refused)
+    /// A MODEL to serve, repeatable [default: PUNA_MODEL, else smollm2:135m]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Vec<String>,
-    /// Requests answered at once (not in this release: refused)
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub parallel: Option<usize>,
+    /// Sequences that run at once, of each model
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
+    pub parallel: usize,
     /// Where cached prefixes are kept (not in this release: refused)
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Refuse what cannot be held to exactly (not in this release: refused)
+    /// Refuse requests that say what Puna does not know, instead of logging it
     #[arg(long)]
     pub strict: bool,
     /// The database of keys, usage and audit [default: server.sqlite in PUNA_HOME]
@@ -48,6 +48,8 @@ pub struct ServeArgs {
     pub guard: GuardArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
 }
 
 /// Who may ask.

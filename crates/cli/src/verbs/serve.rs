@@ -5,17 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use server::{Auth, Clock, Settings, Shutdown, State};
+use engine::{SamplerParams, Scheduler, SchedulerParams};
+use server::{Auth, Clock, Model, Served, Settings, Shutdown, State};
 
 use crate::args::ServeArgs;
 use crate::exit::usage;
-use crate::{interrupt, out};
+use crate::{interrupt, load, out};
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     refuse_unready(args)?;
     let state = State::open(settings(args)?, &super::key::database(args.state.as_ref())?)?;
     let listener = TcpListener::bind((args.host, args.port))
         .with_context(|| format!("cannot listen at {}, port {}", args.host, args.port))?;
+    let served = Served::new(models(args, state.clock())?, args.strict);
+    state.set_models(served.ids());
+    let mut routes = server::routes();
+    routes.extend(server::api(&served));
     greet(&listener, state.auth(), args)?;
     let shutdown = Shutdown::default();
     let (ended, _) = interrupt::listen(|| {
@@ -31,7 +36,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
                     std::thread::sleep(Duration::from_millis(100));
                 }
             });
-            let ended = server::run(listener, state, server::routes(), &shutdown);
+            let ended = server::run(listener, state, routes, &shutdown);
             stopped.store(true, std::sync::atomic::Ordering::SeqCst);
             ended
         })
@@ -41,23 +46,64 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 
 /// What the contract names and this release does not do yet.
 fn refuse_unready(args: &ServeArgs) -> Result<()> {
-    for (given, name) in [
-        (!args.model.is_empty(), "--model"),
-        (args.parallel.is_some(), "--parallel"),
-        (args.cache_dir.is_some(), "--cache-dir"),
-        (args.strict, "--strict"),
-    ] {
-        if given {
-            let hint = format!(
-                "leave {name} out: the server has keys, metrics and pages, but no models yet"
-            );
+    load::refuse_unready(&args.load)?;
+    match args.cache_dir {
+        Some(_) => Err(usage(
+            "--cache-dir of serve is not in this release",
+            "leave --cache-dir out: cached prefixes are kept in memory",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The models, each on an engine's thread of its own.
+fn models(args: &ServeArgs, clock: &Clock) -> Result<Vec<Model>> {
+    let typed: Vec<Option<&str>> = match &args.model[..] {
+        [] => vec![None],
+        some => some.iter().map(|m| Some(m.as_str())).collect(),
+    };
+    let mut models: Vec<Model> = Vec::new();
+    for typed in typed {
+        let model = model(typed, args, clock)?;
+        if models.iter().any(|m| m.id == model.id) {
             return Err(usage(
-                format!("{name} of serve is not in this release"),
-                hint,
+                format!("two models are called {}", model.id),
+                "name each --model once",
             ));
         }
+        models.push(model);
     }
-    Ok(())
+    Ok(models)
+}
+
+fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> {
+    let (loaded, tokenizer) = load::weights_and_tokenizer(typed, &args.load)?;
+    let template = match load::template_of(&loaded.path, &tokenizer, None) {
+        Ok(template) => Some(template),
+        Err(error) if matches!(error.downcast_ref(), Some(text::Error::NoTemplate)) => None,
+        Err(error) => return Err(error),
+    };
+    let generation = load::generation_config(&loaded, false)?;
+    let (mut sampler, mut eog) = (SamplerParams::default(), Vec::new());
+    if let Some(config) = &generation {
+        sampler = sampler.with_generation_config(config)?;
+        eog = engine::eog_from_generation_config(config)?;
+    }
+    let (context, cache) = load::shared_cache(&loaded, args.load.ctx, args.parallel)?;
+    let params = SchedulerParams {
+        cache,
+        ..SchedulerParams::new(loaded.cache_type, context, args.parallel)
+    };
+    let scheduler = Scheduler::start(loaded.weights.clone(), Arc::new(tokenizer), params)?;
+    out::note(&format!("{}, context {context} tokens", loaded.name));
+    Ok(Model {
+        id: loaded.name,
+        created: clock.now() / 1000,
+        scheduler,
+        template,
+        sampler,
+        eog,
+    })
 }
 
 fn settings(args: &ServeArgs) -> Result<Settings> {
