@@ -355,10 +355,7 @@ fn the_page_of_the_api() {
     let (begin, end) = ("<!-- tables -->\n", "<!-- end of tables -->");
     let (head, rest) = page.split_once(begin).unwrap();
     let (_, tail) = rest.split_once(end).unwrap();
-    let due = format!(
-        "{head}{begin}\n{}{end}{tail}",
-        server::api::table::tables()
-    );
+    let due = format!("{head}{begin}\n{}{end}{tail}", server::api::table::tables());
     if std::env::var_os("PUNA_BLESS").is_some() {
         std::fs::write(&path, &due).unwrap();
     }
