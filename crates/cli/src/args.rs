@@ -16,9 +16,11 @@ use crate::config::{self, Config};
 
 mod making;
 mod sampling;
+mod serving;
 
 pub use making::{ConfigArgs, ConvertArgs, CreateArgs, ImatrixArgs, QuantizeArgs};
 pub use sampling::{DraftArgs, SamplingArgs};
+pub use serving::{KeyArgs, KeyAuditArgs, KeyCreateArgs, KeyUsageArgs, KeyVerb, ServeArgs};
 
 /// Shown under `puna --help` and every verb's `--help`.
 const ENVIRONMENT: &str = "\
@@ -92,6 +94,12 @@ pub enum Verb {
     /// How much each column of each matrix matters, for quantize
     #[command(after_help = ending())]
     Imatrix(ImatrixArgs),
+    /// Serve models over HTTP
+    #[command(after_help = ENVIRONMENT)]
+    Serve(Box<ServeArgs>),
+    /// Keys for the server: make, list, revoke; what they used; the audit log
+    #[command(after_help = ENVIRONMENT)]
+    Key(KeyArgs),
     /// Look at this machine: CPU, memory, store, sources
     #[command(after_help = ENVIRONMENT)]
     Doctor(DoctorArgs),

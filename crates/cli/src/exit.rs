@@ -175,6 +175,14 @@ fn of_room(error: &(dyn std::error::Error + 'static)) -> Option<(Code, Option<St
     if let Some(e) = error.downcast_ref::<files::Error>() {
         return Some(of_files(e));
     }
+    if let Some(e) = error.downcast_ref::<server::Error>() {
+        let code = if e.is_usage() {
+            Code::Usage
+        } else {
+            Code::Failed
+        };
+        return Some((code, e.hint().map(str::to_owned)));
+    }
     let e = error.downcast_ref::<kernels::Error>()?;
     Some(match e {
         kernels::Error::Unknown { .. }

@@ -52,6 +52,18 @@ pub fn context(need: &Need<'_>) -> Result<usize> {
     }
 }
 
+/// The context of one sequence, and the tokens of a cache that `parallel` of them share: all at full
+/// length if that fits in memory, else what fits.
+pub fn shared_cache(need: &Need<'_>, parallel: usize) -> Result<(usize, usize)> {
+    let context = context(need)?;
+    let wanted = context.saturating_mul(parallel);
+    let fits = match available_memory() {
+        Some(free) => fitting(need, need.ty, free)?,
+        None => wanted,
+    };
+    Ok((context, wanted.min(fits).max(context)))
+}
+
 fn plan(need: &Need<'_>, free: u64) -> Result<usize> {
     let config = need.config;
     let fits = fitting(need, need.ty, free)?;

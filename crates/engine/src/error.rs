@@ -94,6 +94,18 @@ pub enum Error {
         /// The difference.
         what: String,
     },
+    /// As many requests wait as may.
+    #[error("{waiting} requests wait already, which is as many as may; try again later")]
+    Busy {
+        /// Requests in line.
+        waiting: usize,
+    },
+    /// A request's time was over before it was complete.
+    #[error("the request's deadline has passed")]
+    Deadline,
+    /// The engine's thread has ended.
+    #[error("the engine has stopped")]
+    Stopped,
     /// The run was stopped by its caller.
     #[error("cancelled")]
     Cancelled,

@@ -1,27 +1,24 @@
 //! From a prompt to an answer, token by token.
 //!
-//! [`Session::generate`] runs the loop: logits, sampler, streaming decoder, stop strings, one
-//! event per token. Why it ended is always said; running out of context is never silent.
+//! [`Session::generate`] runs the loop: rows of logits from the session, and what becomes of them
+//! in `answer`. Why it ended is always said; running out of context is never silent.
 //!
 //! A pass through the model gives the row after the newest token and the rows after tokens that
 //! were guessed to follow it ([`crate::speculate`]). The loop takes one row after the other, as if
 //! each had come from a pass of its own, until the sampler draws something else than was guessed.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use text::{Decoder, Special, Tokenizer};
+use text::Tokenizer;
 
-use crate::dry::Breakers;
+use crate::answer::{Answer, End, Tools};
 use crate::error::Error;
 use crate::params::SamplerParams;
-use crate::sampler::Sampler;
 use crate::score::TokenLogprob;
 use crate::session::{Flow, Progress, Session};
 use crate::speculate::{Drafts, Guess, Speculation, Speculator};
-use crate::stop::StopStrings;
 
 /// What is asked of one answer.
 #[derive(Clone, Debug, Default)]
@@ -173,234 +170,82 @@ impl Session {
                 context: self.context(),
             });
         }
-        check_shift(params.shift, self.context())?;
+        let config = &self.weights().config;
+        let tools = Tools::new(config, tokenizer, params.clone(), self.context())?;
         // Out of the session, so that both can be used at once.
         let mut draft = self.take_draft();
-        let run = Run::new(self, tokenizer, prompt, params, draft.as_deref_mut());
-        let made = run.and_then(|run| run.finish(on));
+        let run = Run {
+            answer: Answer::new(tokenizer, prompt, tools, Instant::now()),
+            session: self,
+        };
+        let made = run.finish(draft.as_deref_mut(), on);
         self.put_draft(draft);
         made
     }
 }
 
-fn check_shift(shift: Option<usize>, context: usize) -> Result<(), Error> {
-    // At least one of the newest tokens must stay besides, and one place must become free.
-    match shift {
-        Some(keep) if keep + 2 > context => Err(Error::Parameter {
-            field: "shift",
-            value: keep.to_string(),
-            range: format!(
-                "at most {}, 2 less than the context",
-                context.saturating_sub(2)
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The tokens that stay when a full context is shifted: the first `keep` and the newer half of
-/// the others.
-fn shifted(view: &[u32], keep: usize) -> Vec<u32> {
-    let newest = (view.len() - keep) / 2;
-    [&view[..keep], &view[view.len() - newest..]].concat()
-}
-
-/// One answer in the making.
+/// An answer and the session that computes its rows.
 struct Run<'s> {
+    answer: Answer<'s>,
     session: &'s mut Session,
-    params: &'s GenerateParams,
-    sampler: Sampler,
-    speculator: Speculator<'s>,
-    drafts: Drafts,
-    decoder: Decoder<'s>,
-    stops: StopStrings,
-    eog: HashSet<u32>,
-    /// Prompt and answer.
-    all: Vec<u32>,
-    /// What the model sees of them: the same until a shift.
-    view: Vec<u32>,
-    prompt_len: usize,
-    text: String,
-    logprobs: Option<Vec<TokenLogprob>>,
-    cached: usize,
-    clock: Clock,
 }
 
-/// When things happened.
-struct Clock {
-    start: Instant,
-    prompt: Duration,
-    first_token: Option<Duration>,
-}
-
-/// How the loop ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Token,
-    StopString,
-    MaxTokens,
-    ContextFull,
-    Cancelled,
-}
-
-impl End {
-    fn reason(self) -> FinishReason {
-        match self {
-            End::Token | End::StopString => FinishReason::Stop,
-            End::MaxTokens | End::ContextFull => FinishReason::Length,
-            End::Cancelled => FinishReason::Cancelled,
+impl Run<'_> {
+    fn finish(
+        mut self,
+        draft: Option<&mut Session>,
+        on: &mut dyn FnMut(Event) -> Flow,
+    ) -> Result<Generation, Error> {
+        let params = self.answer.params();
+        let mut speculator = Speculator::new(params.speculate, draft, self.answer.sampler());
+        match self.steps(&mut speculator, on) {
+            Ok(end) => Ok(self.answer.finish(end, on)),
+            Err(Error::Cancelled) => Ok(self.answer.finish(End::Cancelled, on)),
+            Err(error) => Err(error),
         }
-    }
-}
-
-impl<'s> Run<'s> {
-    fn new(
-        session: &'s mut Session,
-        tokenizer: &'s Tokenizer,
-        prompt: &[u32],
-        params: &'s GenerateParams,
-        draft: Option<&'s mut Session>,
-    ) -> Result<Run<'s>, Error> {
-        let config = &session.weights().config;
-        // Rows beyond the tokenizer's vocabulary are padding: no text stands behind them.
-        let vocab = config.vocab.min(tokenizer.len());
-        let known = tokenizer.eog().iter().chain(&config.eos).chain(&params.eog);
-        let eog: HashSet<u32> = known.copied().filter(|id| (*id as usize) < vocab).collect();
-        let mut sampler = params.sampler.clone();
-        if params.ignore_eos {
-            let ban = eog.iter().map(|id| (*id, f32::NEG_INFINITY));
-            sampler.logit_bias.extend(ban);
-        }
-        let breakers = breakers(&sampler, vocab, tokenizer);
-        let sampler = Sampler::new(sampler, vocab, params.choice, breakers)?;
-        Ok(Run {
-            speculator: Speculator::new(params.speculate, draft, &sampler),
-            drafts: Drafts::default(),
-            sampler,
-            decoder: Decoder::after(tokenizer, prompt),
-            stops: StopStrings::new(&params.stop)?,
-            eog,
-            all: prompt.to_vec(),
-            view: prompt.to_vec(),
-            prompt_len: prompt.len(),
-            text: String::new(),
-            logprobs: params.logprobs.map(|_| Vec::new()),
-            cached: 0,
-            clock: Clock {
-                start: Instant::now(),
-                prompt: Duration::ZERO,
-                first_token: None,
-            },
-            session,
-            params,
-        })
-    }
-
-    fn finish(mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<Generation, Error> {
-        let mut end = match self.steps(on) {
-            Ok(end) => end,
-            Err(Error::Cancelled) => End::Cancelled,
-            Err(error) => return Err(error),
-        };
-        // Behind a stop string nothing counts any more, and who cancels wants no more events.
-        if !matches!(end, End::StopString | End::Cancelled) && self.release_held_text(on) {
-            end = End::StopString;
-        }
-        let ids = self.all.split_off(self.prompt_len);
-        let usage = Usage {
-            prompt_tokens: self.prompt_len,
-            completion_tokens: ids.len(),
-            cached_tokens: self.cached,
-        };
-        Ok(Generation {
-            timings: self.clock.timings(&usage),
-            ids,
-            text: self.text,
-            finish_reason: end.reason(),
-            context_full: end == End::ContextFull,
-            usage,
-            drafts: self.drafts,
-            logprobs: self.logprobs,
-        })
     }
 
     /// The loop. Every way out says why.
-    fn steps(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<End, Error> {
+    fn steps(
+        &mut self,
+        speculator: &mut Speculator,
+        on: &mut dyn FnMut(Event) -> Flow,
+    ) -> Result<End, Error> {
+        let vocab = self.session.weights().config.vocab;
         loop {
-            let guess = self.guess();
+            let guess = self.guess(speculator);
             let start = Instant::now();
             let rows = self.next_rows(guess.ids(), on)?;
             let time = start.elapsed();
-            let (before, seen) = (self.all.len(), self.view.len());
-            let end = self.walk(&rows, guess.ids(), on);
+            let answer = &mut self.answer;
+            let (before, seen) = (answer.all().len(), answer.view().len());
+            let first = answer.generated() == 0;
+            let end = answer.walk(&rows, vocab, guess.ids(), on);
             // Rows behind a wrong guess, or behind the end, are forgotten.
-            self.session.truncate(seen.max(self.view.len() - 1));
-            if before > self.prompt_len {
-                self.speculator.learn(&guess, &self.all[before..], time);
+            self.session.truncate(seen.max(answer.view().len() - 1));
+            if !first {
+                speculator.learn(&guess, &answer.all()[before..], time);
             }
             if let Some(end) = end? {
                 return Ok(end);
             }
-            if self.view.len() >= self.session.context() {
-                let Some(keep) = self.params.shift else {
-                    return Ok(End::ContextFull);
-                };
-                let of = self.view.len();
-                self.view = shifted(&self.view, keep);
-                let kept = self.view.len();
-                stop_if(on(Event::Shift { kept, of }))?;
+            if let Some(end) = answer.make_room(self.session.context(), on)? {
+                return Ok(end);
             }
         }
-    }
-
-    /// Draws from one row after the other while what was drawn is what was guessed.
-    fn walk(
-        &mut self,
-        rows: &[f32],
-        guess: &[u32],
-        on: &mut dyn FnMut(Event) -> Flow,
-    ) -> Result<Option<End>, Error> {
-        let vocab = self.session.weights().config.vocab;
-        // One row fewer is guessed than there are.
-        let mut guess = guess.iter().take((rows.len() / vocab).saturating_sub(1));
-        for logits in rows.chunks_exact(vocab) {
-            if self.params.max_tokens == Some(self.generated()) {
-                return Ok(Some(End::MaxTokens));
-            }
-            let id = self.sampler.sample(logits, &self.all)?;
-            self.clock
-                .first_token
-                .get_or_insert_with(|| self.clock.start.elapsed());
-            let guessed = guess.next();
-            self.drafts.accepted += usize::from(guessed == Some(&id));
-            if let Some(end) = self.accept(id, logits, on)? {
-                return Ok(Some(end));
-            }
-            if self.params.max_tokens == Some(self.generated()) {
-                return Ok(Some(End::MaxTokens));
-            }
-            if guessed != Some(&id) {
-                break;
-            }
-        }
-        Ok(None)
     }
 
     /// Tokens that may follow: as many as could be taken besides the one that is certain.
-    fn guess(&mut self) -> Guess {
+    fn guess(&mut self, speculator: &mut Speculator) -> Guess {
+        let answer = &self.answer;
         // The prompt is still to be read, or read anew after a shift.
-        if self.generated() == 0 || self.session.held().len() + 1 != self.view.len() {
+        if answer.generated() == 0 || self.session.held().len() + 1 != answer.view().len() {
             return Guess::default();
         }
-        let left = self.params.max_tokens.unwrap_or(usize::MAX) - self.generated();
-        let room = self.session.context() - self.view.len();
-        let room = room.min(left).saturating_sub(1);
-        self.speculator
-            .guess(&self.all, &self.view, &self.sampler, room, &self.eog)
-    }
-
-    fn generated(&self) -> usize {
-        self.all.len() - self.prompt_len
+        let room = self.session.context() - answer.view().len();
+        let room = room.min(answer.left()).saturating_sub(1);
+        let (all, view) = (answer.all(), answer.view());
+        speculator.guess(all, view, answer.sampler(), room, answer.eog())
     }
 
     /// The rows after the view and after each guessed token.
@@ -409,8 +254,8 @@ impl<'s> Run<'s> {
         guess: &[u32],
         on: &mut dyn FnMut(Event) -> Flow,
     ) -> Result<model::Logits, Error> {
-        let reading_prompt = self.generated() == 0;
-        let cancel = self.params.cancel.as_deref();
+        let reading_prompt = self.answer.generated() == 0;
+        let cancel = self.answer.params().cancel.as_deref();
         let mut before_pass = |progress| {
             if cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
                 Flow::Stop
@@ -422,143 +267,9 @@ impl<'s> Run<'s> {
         };
         let advance = self
             .session
-            .advance_guessing(&self.view, guess, &mut before_pass)?;
-        self.drafts.drafted += advance.rows - 1;
-        if reading_prompt {
-            self.cached = advance.cached;
-            self.clock.prompt = self.clock.start.elapsed();
-        }
+            .advance_guessing(self.answer.view(), guess, &mut before_pass)?;
+        self.answer.drafted(advance.rows - 1);
+        self.answer.prompt_read(advance.cached);
         Ok(advance.logits)
-    }
-
-    /// Takes the chosen token into the answer; says whether it was the last one.
-    fn accept(
-        &mut self,
-        id: u32,
-        logits: &[f32],
-        on: &mut dyn FnMut(Event) -> Flow,
-    ) -> Result<Option<End>, Error> {
-        self.all.push(id);
-        self.view.push(id);
-        let logprob = self
-            .params
-            .logprobs
-            .map(|k| TokenLogprob::new(logits, id, k));
-        let ends = self.eog.contains(&id);
-        let (text, stopped) = if ends {
-            (String::new(), false)
-        } else {
-            self.stops.push(&self.decoder.push(id))
-        };
-        self.text += &text;
-        let flow = on(Event::Token {
-            id,
-            text: &text,
-            logprob: logprob.as_ref(),
-        });
-        if let (Some(list), Some(logprob)) = (&mut self.logprobs, logprob) {
-            list.push(logprob);
-        }
-        if ends {
-            return Ok(Some(End::Token));
-        }
-        if stopped {
-            return Ok(Some(End::StopString));
-        }
-        stop_if(flow)?;
-        Ok(None)
-    }
-
-    /// Emits what the decoder and the stop strings held back. Says whether its last bytes
-    /// completed a stop string.
-    fn release_held_text(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> bool {
-        let (mut text, stopped) = self.stops.push(&self.decoder.clone().finish());
-        if !stopped {
-            text += &self.stops.finish();
-        }
-        if !text.is_empty() {
-            self.text += &text;
-            // Nothing comes after it: there is nothing to stop.
-            let _ = on(Event::Text(&text));
-        }
-        stopped
-    }
-}
-
-fn stop_if(flow: Flow) -> Result<(), Error> {
-    match flow {
-        Flow::Continue => Ok(()),
-        Flow::Stop => Err(Error::Cancelled),
-    }
-}
-
-fn breakers(params: &SamplerParams, vocab: usize, tokenizer: &Tokenizer) -> Breakers {
-    if params.dry_multiplier == 0.0 {
-        return Breakers::default();
-    }
-    Breakers::new(
-        &params.dry_sequence_breakers,
-        vocab,
-        |id| tokenizer.piece(id),
-        |tail| {
-            // A tail that begins inside a character is no text: it becomes tokens that never
-            // follow, and that split of the breaker goes unnoticed. The error of a text that is
-            // too long cannot come: tails are short.
-            let tail = String::from_utf8_lossy(tail);
-            tokenizer.encode(&tail, Special::Text).unwrap_or_default()
-        },
-    )
-}
-
-impl Clock {
-    fn timings(&self, usage: &Usage) -> Timings {
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let per_second = |n: usize, ms: f64| if ms > 0.0 { n as f64 * 1e3 / ms } else { 0.0 };
-        let prompt_ms = ms(self.prompt);
-        let decode = self
-            .first_token
-            .map(|first| self.start.elapsed().saturating_sub(first));
-        let decode_ms = decode.map_or(0.0, ms);
-        Timings {
-            prompt_ms,
-            first_token_ms: self.first_token.map_or(0.0, ms),
-            decode_ms,
-            prompt_per_second: per_second(usage.prompt_tokens - usage.cached_tokens, prompt_ms),
-            decode_per_second: per_second(usage.completion_tokens.saturating_sub(1), decode_ms),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shift_keeps_the_front_and_the_newer_half() {
-        assert_eq!(shifted(&[1, 2, 3, 4, 5, 6, 7], 1), [1, 5, 6, 7]);
-        assert_eq!(shifted(&[1, 2, 3, 4], 0), [3, 4]);
-        assert_eq!(shifted(&[1, 2, 3, 4], 2), [1, 2, 4]);
-        assert!(check_shift(Some(2), 4).is_ok());
-        assert!(check_shift(Some(3), 4).is_err());
-        assert!(check_shift(Some(0), 1).is_err());
-        assert!(check_shift(None, 1).is_ok());
-    }
-
-    #[test]
-    fn rates_count_only_what_ran() {
-        let clock = Clock {
-            start: Instant::now(),
-            prompt: Duration::from_millis(500),
-            first_token: Some(Duration::from_millis(510)),
-        };
-        let usage = Usage {
-            prompt_tokens: 15,
-            completion_tokens: 1,
-            cached_tokens: 5,
-        };
-        let timings = clock.timings(&usage);
-        assert_eq!(timings.prompt_per_second, 20.0);
-        assert_eq!(timings.first_token_ms, 510.0);
-        assert_eq!(timings.decode_per_second, 0.0);
     }
 }

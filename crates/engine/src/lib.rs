@@ -6,6 +6,8 @@
 //!
 //! - [`Session`]: takes the full token prefix each time, reuses what its cache holds;
 //!   [`Session::generate`] answers a prompt.
+//! - [`Scheduler`]: many requests at once, on a thread of its own; what they have in common is read
+//!   once.
 //! - [`Sampler`] with [`SamplerParams`]: llama.cpp's chain; its steps stand in [`filters`],
 //!   [`dry`] and [`mirostat`], its randomness in [`random`].
 //! - `speculate` and `lookup`: tokens guessed ahead, which change an answer's time and never its
@@ -13,21 +15,29 @@
 //! - [`score()`], [`perplexity()`], [`KlWriter`], [`KlComparison`]: log-probabilities of given
 //!   tokens and what is made of them.
 
+mod answer;
+mod channel;
 pub mod dry;
+mod entry;
 mod error;
 pub mod filters;
 mod generate;
 mod kl;
+mod line;
 mod lookup;
 pub mod mirostat;
 mod params;
 mod perplexity;
+mod prefix;
 pub mod random;
+mod request;
 pub mod sampler;
 mod scan;
+mod scheduler;
 mod score;
 mod session;
 mod speculate;
+mod steps;
 mod stop;
 
 pub use error::Error;
@@ -35,7 +45,10 @@ pub use generate::{Event, FinishReason, GenerateParams, Generation, Timings, Usa
 pub use kl::{KlComparison, KlHeader, KlReader, KlRow, KlStats, KlStorage, KlWriter};
 pub use params::{SamplerParams, eog_from_generation_config};
 pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored_per_chunk};
+pub use prefix::{Miss, Root, Why};
+pub use request::{Cancel, Pooling, Replies, Request, Start, Update, Want};
 pub use sampler::Sampler;
+pub use scheduler::{Scheduler, SchedulerParams, Stats};
 pub use score::{LogSoftmax, OnRow, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
 pub use session::{Adaptation, Advance, Flow, Progress, Session};
 pub use speculate::{Drafts, Speculation};

@@ -7,6 +7,7 @@
 //! Because a token's logits are the same bits whether its prefix came from the cache or not and
 //! however the prompt was cut, reuse and chunking change time only.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use kernels::KvType;
@@ -46,13 +47,43 @@ pub struct Advance {
 /// few enough that their activations stay in the processor's caches.
 const DEFAULT_CHUNK: usize = 256;
 
-/// What changes a model beside its weights. Sequences of one model may each have their own.
+/// What changes a model beside its weights. Sequences of one model may each have their own. Two are the
+/// same if they hold the same adapters (not copies of them) in the same order, and the same vectors.
 #[derive(Clone, Debug, Default)]
 pub struct Adaptation {
     /// Low-rank adapters, used one after the other.
     pub adapters: Vec<Arc<Adapter>>,
     /// Directions added to the residual stream.
     pub control: Option<Arc<ControlVector>>,
+}
+
+impl Adaptation {
+    fn keys(
+        &self,
+    ) -> (
+        impl Iterator<Item = *const Adapter>,
+        Option<*const ControlVector>,
+    ) {
+        let adapters = self.adapters.iter().map(Arc::as_ptr);
+        (adapters, self.control.as_ref().map(Arc::as_ptr))
+    }
+}
+
+impl PartialEq for Adaptation {
+    fn eq(&self, other: &Adaptation) -> bool {
+        let (own, its) = (self.keys(), other.keys());
+        own.0.eq(its.0) && own.1 == its.1
+    }
+}
+
+impl Eq for Adaptation {}
+
+impl Hash for Adaptation {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (adapters, control) = self.keys();
+        adapters.for_each(|key| key.hash(state));
+        control.hash(state);
+    }
 }
 
 /// A model with one sequence in a cache of its own.

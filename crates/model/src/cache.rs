@@ -95,9 +95,14 @@ impl Group {
 struct Page {
     /// The group's layers one after the other; empty while the page is free.
     bytes: Vec<u8>,
-    /// Sequences that hold it.
+    /// Sequences that hold it, and a [`Block`].
     users: usize,
 }
+
+/// A full page of tokens that stays when its sequence ends, until [`Cache::give_up`]. Blocks of one
+/// cache mean nothing to another.
+#[derive(Debug)]
+pub struct Block(usize);
 
 /// Keys and values of any number of sequences. Keys are stored after rotation.
 #[derive(Debug)]
@@ -239,6 +244,66 @@ impl Cache {
         }
     }
 
+    /// Whether pages can outlive their sequences: not where layers have chunked attention, because
+    /// those give up what a later sequence would need.
+    pub fn holds_blocks(&self) -> bool {
+        self.chunk == 0
+    }
+
+    /// Holds the page of tokens `index * PAGE ..` of a sequence, if the sequence has filled it and
+    /// [`Cache::holds_blocks`]. What they mean is up to the caller: they belong to the tokens before
+    /// them, at positions from 0 on.
+    ///
+    /// # Panics
+    /// If `seq` is not open.
+    pub fn hold(&mut self, seq: Seq, index: usize) -> Option<Block> {
+        let s = self.sequence(seq);
+        let full = index < s.len / PAGE && self.holds_blocks();
+        let page = (*s.pages[FULL].get(index)?).filter(|_| full)?;
+        self.groups[FULL].pages[page].users += 1;
+        Some(Block(page))
+    }
+
+    /// Starts a sequence of the tokens of these blocks, shared with whoever else has them.
+    pub fn open_with<'b>(&mut self, blocks: impl IntoIterator<Item = &'b Block>) -> Seq {
+        let pages: Vec<_> = blocks.into_iter().map(|b| Some(b.0)).collect();
+        for page in pages.iter().flatten() {
+            self.groups[FULL].pages[*page].users += 1;
+        }
+        let len = pages.len() * PAGE;
+        self.place(Sequence {
+            pages: [pages, Vec::new()],
+            len,
+            next_position: len,
+            ..Sequence::default()
+        })
+    }
+
+    /// Whether a sequence has this block, too: then giving it up frees nothing yet.
+    pub fn is_shared(&self, block: &Block) -> bool {
+        self.groups[FULL].pages[block.0].users > 1
+    }
+
+    /// Holds a block no longer.
+    pub fn give_up(&mut self, block: Block) {
+        self.groups[FULL].release(block.0);
+    }
+
+    /// Pages of [`PAGE`] tokens that can still be taken.
+    pub fn free_pages(&self) -> usize {
+        self.max_pages - self.groups[FULL].used()
+    }
+
+    /// Pages that `more` tokens of a sequence would take.
+    ///
+    /// # Panics
+    /// If `seq` is not open.
+    pub fn pages_for(&self, seq: Seq, more: usize) -> usize {
+        let s = self.sequence(seq);
+        let new = (s.len + more).div_ceil(PAGE) - s.pages[FULL].len();
+        new + usize::from(self.tail(s, FULL, more).is_some())
+    }
+
     /// Tokens that the cache can hold in all.
     pub fn capacity(&self) -> usize {
         self.max_pages * PAGE
@@ -280,12 +345,8 @@ impl Cache {
 
     /// Makes room for the rows of all chunks, or for none of them.
     pub(crate) fn reserve(&mut self, chunks: &[Chunk]) -> Result<()> {
-        let mut new_pages = 0;
-        for c in chunks {
-            let s = self.sequence(c.seq);
-            new_pages += (s.len + c.len()).div_ceil(PAGE) - s.pages[FULL].len();
-            new_pages += usize::from(self.tail(s, FULL, c.len()).is_some());
-        }
+        let new_pages = chunks.iter().map(|c| self.pages_for(c.seq, c.len()));
+        let new_pages: usize = new_pages.sum();
         // Chunked layers never have more pages than the others.
         let used = self.groups[FULL].used();
         if used + new_pages > self.max_pages {

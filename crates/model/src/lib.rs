@@ -38,7 +38,7 @@ mod weights;
 pub use adapter::{Adapter, Target};
 pub use arch::{ARCHITECTURES, About, Arch};
 pub use batch::{Batch, Chunk, ChunkOut, Input, Logits, Outputs, Rows};
-pub use cache::{Cache, PAGE, Seq};
+pub use cache::{Block, Cache, PAGE, Seq};
 pub use config::{Config, Experts, Llama4, RopeConfig, Scaling, Temperature, Yarn};
 pub use control::{ControlVector, Directions};
 pub use error::{Error, Result};

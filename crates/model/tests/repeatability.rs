@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use kernels::{Compute, KvType};
-use model::{Arch, Batch, Cache, Chunk, Rows, Site, Weights};
+use model::{Arch, Batch, Cache, Chunk, PAGE, Rows, Site, Weights};
 
 const N: usize = 80;
 
@@ -174,6 +174,40 @@ fn a_cached_prefix_does_not_change_bits() {
         }
         cache.close(seq);
         assert_eq!(cache.bytes(), 0);
+    });
+}
+
+#[test]
+fn a_block_that_outlives_its_sequence_does_not_change_bits() {
+    each(|what, w, ty, _| {
+        let ids = ids(w);
+        let vocab = w.config.vocab;
+        let want = run(w, ty, &ids, N, &mut ());
+        let mut cache = Cache::new(&w.config, ty, 8 * PAGE).unwrap();
+        let seq = cache.open();
+        logits_in_chunks(w, &mut cache, seq, &ids, 9, Rows::None, &mut ());
+        let blocks: Vec<_> = (0..3).map_while(|i| cache.hold(seq, i)).collect();
+        assert_eq!(
+            blocks.len(),
+            if cache.holds_blocks() { N / PAGE } else { 0 }
+        );
+        assert!(blocks.iter().all(|b| cache.is_shared(b)));
+        cache.close(seq);
+        assert_eq!(cache.free_pages(), 8 - blocks.len());
+        for n in 0..=blocks.len() {
+            let s = cache.open_with(&blocks[..n]);
+            assert_eq!(cache.len(s), n * PAGE);
+            assert_eq!(cache.pages_for(s, 1), 1);
+            let rest = &ids[n * PAGE..];
+            let got = logits_in_chunks(w, &mut cache, s, rest, 16, Rows::All, &mut ());
+            assert!(bits(&got) == want[n * PAGE * vocab..], "{what}: {n} blocks");
+            cache.close(s);
+        }
+        for block in blocks {
+            assert!(!cache.is_shared(&block));
+            cache.give_up(block);
+        }
+        assert_eq!((cache.bytes(), cache.free_pages()), (0, 8));
     });
 }
 

@@ -10,6 +10,7 @@ mod detokenize;
 mod doctor;
 mod imatrix;
 mod infill;
+mod key;
 mod line;
 mod logits;
 mod man;
@@ -18,6 +19,7 @@ mod quantize;
 mod repl;
 mod run;
 pub mod sampling;
+mod serve;
 mod store;
 mod template;
 mod tokenize;
@@ -40,6 +42,8 @@ pub fn run(verb: Verb) -> Result<()> {
         Verb::Convert(args) => convert::run(&args),
         Verb::Imatrix(args) => imatrix::run(&args),
         Verb::Quantize(args) => quantize::run(&args),
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Key(args) => key::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Pull(args) => store::pull(&args),
         Verb::List(args) => store::list(&args),

@@ -58,7 +58,8 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let file = args.imatrix.as_deref().map(Path::display);
     let file = file.map(|f| f.to_string()).unwrap_or_default();
     let (input, licence) = load::find_with_licence(&args.input, args.net)?;
-    let source = super::convert::gguf_source(&Input::open(&input)?, Vec::new(), licence.as_deref())?;
+    let source =
+        super::convert::gguf_source(&Input::open(&input)?, Vec::new(), licence.as_deref())?;
     let wanted = Wanted {
         recipe,
         imatrix: imatrix.as_ref().map(|i| (i, file.as_str())),

@@ -150,7 +150,7 @@ pub fn real_model() -> Option<PathBuf> {
 }
 
 /// All verbs of this release.
-pub const VERBS: [&str; 21] = [
+pub const VERBS: [&str; 23] = [
     "run",
     "tokenize",
     "detokenize",
@@ -161,6 +161,8 @@ pub const VERBS: [&str; 21] = [
     "convert",
     "quantize",
     "imatrix",
+    "serve",
+    "key",
     "doctor",
     "pull",
     "list",

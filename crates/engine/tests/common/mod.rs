@@ -5,6 +5,8 @@
     reason = "each test file uses a part of this, and each compiles it for itself"
 )]
 
+pub(crate) mod scheduling;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -1,0 +1,193 @@
+//! The verbs of the server: `serve` and `key`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Subcommand, value_parser};
+
+use super::{Format, LoadArgs, at_least_one};
+
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// The address to listen at; any but this machine's own needs keys or --no-auth
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1",
+        env = "PUNA_SERVE_HOST"
+    )]
+    pub host: IpAddr,
+    /// The port; 0: any that is free
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 7862,
+        env = "PUNA_SERVE_PORT"
+    )]
+    pub port: u16,
+    /// A MODEL to serve, repeatable [default: PUNA_MODEL, else smollm2:135m]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Vec<String>,
+    /// Sequences that run at once, of each model
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
+    pub parallel: usize,
+    /// Where cached prefixes are kept (not in this release: refused)
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Refuse requests that say what Puna does not know, instead of logging it
+    #[arg(long)]
+    pub strict: bool,
+    /// The database of keys, usage and audit [default: server.sqlite in PUNA_HOME]
+    #[arg(long, value_name = "FILE", env = "PUNA_SERVE_STATE")]
+    pub state: Option<PathBuf>,
+    /// Keep prompts and answers in the audit log
+    #[arg(long)]
+    pub audit_content: bool,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Who may ask.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Who may ask")]
+pub struct GuardArgs {
+    /// Keys, one a line: KEY [NAME [SCOPES]]
+    #[arg(long, value_name = "FILE", env = "PUNA_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Serve everyone who reaches the address; admin routes still need a key
+    #[arg(long, env = "PUNA_SERVE_NO_AUTH", value_parser = BoolishValueParser::new())]
+    pub no_auth: bool,
+    /// A name that clients may call this machine by (repeatable)
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PUNA_SERVE_ALLOWED_HOST",
+        value_delimiter = ','
+    )]
+    pub allowed_host: Vec<String>,
+    /// An origin whose pages may call this server: https://chat.example (repeatable)
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "PUNA_SERVE_ALLOWED_ORIGIN",
+        value_delimiter = ','
+    )]
+    pub allowed_origin: Vec<String>,
+    /// The certificate chain (PEM): serve HTTPS
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PUNA_SERVE_TLS_CERT",
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PUNA_SERVE_TLS_KEY",
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// How much of it.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Requests for answers at once; more get 503
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    pub max_requests: usize,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// The longest body of a request, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, value_parser = at_least_one)]
+    pub max_body: usize,
+    /// Seconds that running answers have when the server ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub grace: u64,
+    /// No line on stderr for each request
+    #[arg(long)]
+    pub no_access_log: bool,
+}
+
+/// `puna key VERB`.
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    pub verb: KeyVerb,
+    /// The server's database [default: server.sqlite in PUNA_HOME]
+    #[arg(long, value_name = "FILE", env = "PUNA_SERVE_STATE", global = true)]
+    pub state: Option<PathBuf>,
+    /// Form of what is printed on stdout
+    #[arg(long, value_enum, default_value_t, value_name = "FORM", global = true)]
+    pub format: Format,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum KeyVerb {
+    /// Make a key and show it, this once
+    Create(KeyCreateArgs),
+    /// List the keys, without their secrets
+    List,
+    /// Make a key open nothing from now on
+    Revoke {
+        /// The key's id or name
+        key: String,
+    },
+    /// What the keys used, for billing
+    Usage(KeyUsageArgs),
+    /// Print the audit log, one JSON object a line
+    Audit(KeyAuditArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct KeyCreateArgs {
+    /// What to call it: letters, digits, spaces and ._-@
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// What it is for: inference, admin, metrics, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "inference")]
+    pub scopes: String,
+    /// Requests a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub rpm: Option<u32>,
+    /// Tokens a minute, of prompts and answers [default: any number]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub tpm: Option<u32>,
+    /// Tokens a calendar month (UTC) [default: any number]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub monthly_tokens: Option<u64>,
+    /// When it ends: YYYY-MM-DD or 2026-01-31T12:00:00Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct KeyUsageArgs {
+    /// From this day or hour on (UTC) [default: the month's first day]
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Up to this day or hour, which is not in it [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct KeyAuditArgs {
+    /// Check that no row was changed, and print the last hash
+    #[arg(long)]
+    pub verify: bool,
+    /// Check too that the log goes through this hash, noted earlier
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
+    /// Rows after this number
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub after: i64,
+}

@@ -1,0 +1,312 @@
+//! Beginnings that sequences have in common, kept when their sequence ends.
+//!
+//! A tree of blocks of [`PAGE`] tokens. Its roots are what else shapes keys and values, and whom
+//! they belong to ([`Root`]); below a root, the way to a block spells all tokens up to its end. So
+//! a block is found by everything that shaped it, compared in full: no hash decides what is shared.
+//! (What shapes all sequences of a scheduler alike, as weights, cache type and compute mode, needs
+//! no place here: the tree lives and dies with them.)
+//!
+//! A block stays until pages run out; then the leaf that was not used for longest goes first.
+//!
+//! Knows tokens and blocks of one [`Cache`]. Must not know requests.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::ops::Bound::{Excluded, Unbounded};
+
+use model::{Block, Cache, PAGE, Seq};
+
+use crate::session::Adaptation;
+
+/// Whose sequences share with one another, and what shapes them besides their tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Root {
+    /// The tenant: nothing is shared with another, nor betrayed by the time that it takes.
+    pub scope: String,
+    /// What a request adds, to share with requests of the same salt only.
+    pub salt: String,
+    /// Adapters and control vectors in use.
+    pub adaptation: Adaptation,
+}
+
+/// Why the rest of a prompt had to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The first token that was not shared, or that differs from what was seen in this scope.
+    pub at: usize,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a prompt was not found from some token on. Whole blocks of [`PAGE`] tokens are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing that was seen goes on from there.
+    New,
+    /// What was seen goes on with another token there.
+    Differs,
+    /// It was there, and went when pages ran out.
+    Evicted,
+    /// Models with chunked attention share nothing.
+    Unshared,
+}
+
+impl Why {
+    /// `new`, `differs`, `evicted` or `unshared`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Why::New => "new",
+            Why::Differs => "differs",
+            Why::Evicted => "evicted",
+            Why::Unshared => "unshared",
+        }
+    }
+}
+
+type Id = u64;
+
+#[derive(Debug)]
+struct Node {
+    /// `None`: a root.
+    block: Option<Block>,
+    /// The node before it, and this one's tokens.
+    parent: Id,
+    tokens: Box<[u32]>,
+    children: BTreeMap<Box<[u32]>, Id>,
+    /// When it was last of use.
+    used: u64,
+    /// Of everything from the root on; only to remember what went.
+    hash: u64,
+}
+
+/// Evicted blocks that are remembered, at most.
+const REMEMBERED: usize = 1 << 14;
+
+/// The tree.
+#[derive(Debug, Default)]
+pub(crate) struct Prefixes {
+    roots: HashMap<Root, Id>,
+    nodes: HashMap<Id, Node>,
+    next: Id,
+    now: u64,
+    hashes: RandomState,
+    evicted: HashSet<u64>,
+    evicted_order: VecDeque<u64>,
+    /// Blocks that went, in all.
+    pub(crate) evictions: u64,
+}
+
+impl Prefixes {
+    /// Blocks held.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len() - self.roots.len()
+    }
+
+    /// Blocks that no sequence has: most of them can be given up.
+    pub(crate) fn unused(&self, cache: &Cache) -> usize {
+        let blocks = self.nodes.values().filter_map(|n| n.block.as_ref());
+        blocks.filter(|b| !cache.is_shared(b)).count()
+    }
+
+    /// Blocks at the beginning of `tokens` that a running sequence has as well: they cost nothing.
+    pub(crate) fn in_use(&self, cache: &Cache, root: &Root, tokens: &[u32]) -> usize {
+        let path = self.path(root, tokens);
+        let blocks = path.iter().filter_map(|id| self.nodes[id].block.as_ref());
+        blocks.filter(|b| cache.is_shared(b)).count()
+    }
+
+    /// Blocks at the beginning of `tokens` that are there.
+    pub(crate) fn matched(&self, root: &Root, tokens: &[u32]) -> usize {
+        self.path(root, tokens).len()
+    }
+
+    /// Nodes of the whole blocks at the beginning of `tokens`, but for the last token, which must
+    /// run to say what follows.
+    fn path(&self, root: &Root, tokens: &[u32]) -> Vec<Id> {
+        let mut path = Vec::new();
+        let Some(&root) = self.roots.get(root) else {
+            return path;
+        };
+        let mut at = root;
+        for block in tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE) {
+            match self.nodes[&at].children.get(block) {
+                Some(&child) => at = child,
+                None => break,
+            }
+            path.push(at);
+        }
+        path
+    }
+
+    /// Starts a sequence with as much of `tokens` as is there. Returns it, the number of tokens that
+    /// it has, and why it is not more.
+    pub(crate) fn open(
+        &mut self,
+        cache: &mut Cache,
+        root: &Root,
+        tokens: &[u32],
+    ) -> (Seq, usize, Option<Miss>) {
+        let path = self.path(root, tokens);
+        self.now += 1;
+        for id in &path {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.used = self.now;
+            }
+        }
+        let miss = self.miss(cache, root, &path, tokens);
+        let blocks = path.iter().filter_map(|id| self.nodes[id].block.as_ref());
+        let seq = cache.open_with(blocks);
+        (seq, path.len() * PAGE, miss)
+    }
+
+    fn miss(&self, cache: &Cache, root: &Root, path: &[Id], tokens: &[u32]) -> Option<Miss> {
+        let at = path.len() * PAGE;
+        // None if all whole blocks are there.
+        let block = tokens[at..tokens.len().saturating_sub(1)]
+            .chunks_exact(PAGE)
+            .next()?;
+        if !cache.holds_blocks() {
+            let why = Why::Unshared;
+            return Some(Miss { at, why });
+        }
+        let last = path.last().or(self.roots.get(root));
+        let before = last.map_or_else(|| self.hashes.hash_one(root), |id| self.nodes[id].hash);
+        if self
+            .evicted
+            .contains(&self.hashes.hash_one((before, block)))
+        {
+            let why = Why::Evicted;
+            return Some(Miss { at, why });
+        }
+        // In sorted order the sibling that agrees longest stands next to it.
+        let same = last.map_or(0, |id| {
+            let siblings = &self.nodes[id].children;
+            let before = siblings.range::<[u32], _>((Unbounded, Excluded(block)));
+            let after = siblings.range::<[u32], _>((Excluded(block), Unbounded));
+            let near = before.last().into_iter().chain(after.take(1));
+            near.map(|(tokens, _)| agreement(tokens, block))
+                .max()
+                .unwrap_or(0)
+        });
+        Some(Miss {
+            at: at + same,
+            why: if same > 0 { Why::Differs } else { Why::New },
+        })
+    }
+
+    /// Keeps the whole blocks of a sequence that holds `tokens`.
+    pub(crate) fn keep(&mut self, cache: &mut Cache, root: &Root, tokens: &[u32], seq: Seq) {
+        if tokens.len() < PAGE || !cache.holds_blocks() {
+            return;
+        }
+        self.now += 1;
+        let mut at = match self.roots.get(root) {
+            Some(id) => *id,
+            None => {
+                let hash = self.hashes.hash_one(root);
+                let id = self.insert(None, 0, [].into(), hash);
+                self.roots.insert(root.clone(), id);
+                id
+            }
+        };
+        for (i, block) in tokens.chunks_exact(PAGE).enumerate() {
+            let parent = &self.nodes[&at];
+            at = match parent.children.get(block) {
+                Some(&child) => child,
+                None => {
+                    let hash = self.hashes.hash_one((parent.hash, block));
+                    let Some(held) = cache.hold(seq, i) else {
+                        return;
+                    };
+                    self.evicted.remove(&hash);
+                    self.insert(Some(held), at, block.into(), hash)
+                }
+            };
+            if let Some(node) = self.nodes.get_mut(&at) {
+                node.used = self.now;
+            }
+        }
+    }
+
+    fn insert(&mut self, block: Option<Block>, parent: Id, tokens: Box<[u32]>, hash: u64) -> Id {
+        let id = self.next;
+        self.next += 1;
+        if block.is_some()
+            && let Some(parent) = self.nodes.get_mut(&parent)
+        {
+            parent.children.insert(tokens.clone(), id);
+        }
+        let node = Node {
+            block,
+            parent,
+            tokens,
+            children: BTreeMap::new(),
+            used: self.now,
+            hash,
+        };
+        self.nodes.insert(id, node);
+        id
+    }
+
+    /// Gives up the block that was not used for longest, of those that nothing follows and no
+    /// sequence has. False if there is none.
+    pub(crate) fn evict(&mut self, cache: &mut Cache) -> bool {
+        let unused = |node: &Node| {
+            let block = node.block.as_ref();
+            node.children.is_empty() && block.is_some_and(|b| !cache.is_shared(b))
+        };
+        let leaves = self.nodes.iter().filter(|(_, node)| unused(node));
+        let oldest = leaves.min_by_key(|(id, node)| (node.used, **id));
+        let Some(id) = oldest.map(|(id, _)| *id) else {
+            return false;
+        };
+        self.remove(cache, id);
+        true
+    }
+
+    /// Gives up everything.
+    pub(crate) fn clear(&mut self, cache: &mut Cache) {
+        for (_, node) in self.nodes.drain() {
+            if let Some(block) = node.block {
+                self.evictions += 1;
+                cache.give_up(block);
+            }
+        }
+        self.roots.clear();
+    }
+
+    fn remove(&mut self, cache: &mut Cache, id: Id) {
+        let Some(node) = self.nodes.remove(&id) else {
+            return;
+        };
+        if let Some(block) = node.block {
+            self.evictions += 1;
+            cache.give_up(block);
+            self.remember(node.hash);
+        }
+        let Some(parent) = self.nodes.get_mut(&node.parent) else {
+            return;
+        };
+        parent.children.remove(&node.tokens);
+        if parent.block.is_none() && parent.children.is_empty() {
+            self.nodes.remove(&node.parent);
+            self.roots.retain(|_, id| *id != node.parent);
+        }
+    }
+
+    fn remember(&mut self, hash: u64) {
+        if self.evicted.insert(hash) {
+            self.evicted_order.push_back(hash);
+        }
+        while self.evicted_order.len() > REMEMBERED {
+            if let Some(old) = self.evicted_order.pop_front() {
+                self.evicted.remove(&old);
+            }
+        }
+    }
+}
+
+/// Leading tokens that are the same.
+pub(crate) fn agreement(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

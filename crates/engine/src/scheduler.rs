@@ -1,0 +1,261 @@
+//! Many requests in front of one model.
+//!
+//! The engine has a thread of its own. Each of its steps is one pass through the model, in which
+//! every running answer gets its next token and whoever still reads a prompt gets a part of it: a
+//! budget of tokens a pass keeps long prompts from holding up the others. Requests come and go
+//! between any two steps. As a row's bits do not depend on the other rows, each answer is the one
+//! that [`crate::Session::generate`] would give.
+//!
+//! Memory is bounded by the cache's pages. Beginnings that were read stay for later requests and
+//! give way when pages run out; then the least urgent sequence gives way, and is read anew later.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kernels::KvType;
+use model::{Cache, PAGE, Weights};
+use text::Tokenizer;
+
+use crate::answer::Tools;
+use crate::channel::{Sender, channel};
+use crate::error::Error;
+use crate::request::{Replies, Request, UPDATES, Update, Want};
+use crate::steps::Engine;
+
+/// How a scheduler runs.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerParams {
+    /// Storage of keys and values.
+    pub kv: KvType,
+    /// Most tokens of one sequence.
+    pub context: usize,
+    /// Most tokens of all sequences and kept beginnings together.
+    pub cache: usize,
+    /// Most sequences that run at once.
+    pub parallel: usize,
+    /// Most requests that wait.
+    pub queue: usize,
+    /// Tokens of one pass, beyond which no more of a prompt is read in it.
+    pub budget: usize,
+    /// Whether beginnings are shared.
+    pub share: bool,
+    /// How long a receiver may let its updates lie before its request is given up.
+    pub patience: Duration,
+}
+
+impl SchedulerParams {
+    /// Sequences of `context` tokens, `parallel` of them at once at full length.
+    pub fn new(kv: KvType, context: usize, parallel: usize) -> SchedulerParams {
+        SchedulerParams {
+            kv,
+            context,
+            cache: context.saturating_mul(parallel),
+            parallel,
+            queue: 256,
+            budget: 256,
+            share: true,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a scheduler has done since it began, and what it holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests in line.
+    pub waiting: usize,
+    /// Sequences that run.
+    pub running: usize,
+    /// Pages of the cache in use, and how many there are.
+    pub pages: (usize, usize),
+    /// Pages that hold beginnings for later requests (running ones may share them).
+    pub kept: usize,
+    /// Passes through the model.
+    pub steps: u64,
+    /// Chunks of all passes: `chunks / steps` is the mean size of a batch.
+    pub chunks: u64,
+    /// Tokens of prompts, and how many of them were found in the cache.
+    pub prompt_tokens: u64,
+    /// See `prompt_tokens`.
+    pub cached_tokens: u64,
+    /// Tokens chosen.
+    pub generated: u64,
+    /// Kept pages that gave way.
+    pub evictions: u64,
+    /// Sequences that gave way.
+    pub preemptions: u64,
+}
+
+/// A request as the engine's thread gets it.
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Of an answer.
+    pub(crate) tools: Option<Tools>,
+    pub(crate) updates: Sender<Update>,
+    pub(crate) cancel: Arc<AtomicBool>,
+    pub(crate) submitted: Instant,
+}
+
+/// What both sides see.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) stop: AtomicBool,
+    pub(crate) stats: Mutex<Stats>,
+}
+
+/// The engine's thread, and the door to it.
+#[derive(Debug)]
+pub struct Scheduler {
+    jobs: Option<mpsc::Sender<Job>>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    weights: Arc<Weights>,
+    tokenizer: Arc<Tokenizer>,
+    params: SchedulerParams,
+}
+
+impl Scheduler {
+    /// Starts the engine's thread.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for sizes that cannot be, [`Error::Io`] if no thread starts, and the
+    /// model's.
+    pub fn start(
+        weights: Arc<Weights>,
+        tokenizer: Arc<Tokenizer>,
+        mut params: SchedulerParams,
+    ) -> Result<Scheduler, Error> {
+        let sizes = [
+            ("context", params.context),
+            ("cache", params.cache),
+            ("parallel", params.parallel),
+            ("budget", params.budget),
+        ];
+        if let Some((field, value)) = sizes.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::Parameter {
+                field,
+                value: value.to_string(),
+                range: "1 or more".into(),
+            });
+        }
+        // Whole pages only: one sequence alone must never run out of them.
+        params.cache = params.cache.max(PAGE) / PAGE * PAGE;
+        params.context = params.context.min(params.cache).min(u32::MAX as usize);
+        let cache = Cache::new(&weights.config, params.kv, params.cache)?;
+        let shared = Arc::new(Shared::default());
+        let (jobs, inbox) = mpsc::channel();
+        let (w, t, s) = (weights.clone(), tokenizer.clone(), shared.clone());
+        let run = move || Engine::new(&w, &t, cache, params, &s).run(&inbox);
+        let thread = std::thread::Builder::new().name("engine".into());
+        let thread = thread.spawn(run).map_err(|source| Error::Io {
+            what: "starting the engine's thread".into(),
+            source,
+        })?;
+        Ok(Scheduler {
+            jobs: Some(jobs),
+            shared,
+            thread: Some(thread),
+            weights,
+            tokenizer,
+            params,
+        })
+    }
+
+    /// Puts a request in line.
+    ///
+    /// # Errors
+    /// What is known before anything runs: [`Error::EmptyPrompt`], [`Error::ContextFull`],
+    /// [`Error::UnknownToken`], [`Error::Parameter`]; [`Error::Busy`] if the line is full, and
+    /// [`Error::Stopped`] if the engine is no more.
+    pub fn submit(&self, request: Request) -> Result<Replies, Error> {
+        let tools = self.check(&request)?;
+        let jobs = self.jobs.as_ref().ok_or(Error::Stopped)?;
+        let queue = self.params.queue;
+        let one_more = |n| (n < queue).then_some(n + 1);
+        let waiting = &self.shared.waiting;
+        let order = Ordering::Relaxed;
+        if waiting.fetch_update(order, order, one_more).is_err() {
+            return Err(Error::Busy { waiting: queue });
+        }
+        let (updates, replies) = channel(UPDATES);
+        let cancel = Arc::new(AtomicBool::new(false));
+        let job = Job {
+            request,
+            tools,
+            updates,
+            cancel: cancel.clone(),
+            submitted: Instant::now(),
+        };
+        jobs.send(job).map_err(|_| Error::Stopped)?;
+        Ok(Replies::new(replies, cancel))
+    }
+
+    /// Refuses what can never run; prepares an answer.
+    fn check(&self, request: &Request) -> Result<Option<Tools>, Error> {
+        let config = &self.weights.config;
+        let (prompt, context) = (&request.prompt, self.params.context);
+        let answers = matches!(request.want, Want::Answer(_));
+        let needed = prompt.len().saturating_add(usize::from(answers));
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if needed > context {
+            return Err(Error::ContextFull { needed, context });
+        }
+        let vocab = config.vocab;
+        if let Some(&id) = prompt.iter().find(|id| **id as usize >= vocab) {
+            let what = "the prompt";
+            return Err(Error::UnknownToken { what, id, vocab });
+        }
+        match &request.want {
+            Want::Answer(params) => {
+                Tools::new(config, &self.tokenizer, (**params).clone(), context).map(Some)
+            }
+            Want::Embedding(_) => Ok(None),
+        }
+    }
+
+    /// What it does and has done.
+    pub fn stats(&self) -> Stats {
+        let stats = self.shared.stats.lock();
+        let stats = *stats.unwrap_or_else(PoisonError::into_inner);
+        Stats {
+            waiting: self.shared.waiting.load(Ordering::Relaxed),
+            ..stats
+        }
+    }
+
+    /// How it runs: sizes as they are, in whole pages.
+    pub fn params(&self) -> &SchedulerParams {
+        &self.params
+    }
+
+    /// The model.
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Whether the engine's thread still runs.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|t| !t.is_finished())
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was said already, and closed all replies.
+            let _ = thread.join();
+        }
+    }
+}

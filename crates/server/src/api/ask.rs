@@ -1,0 +1,227 @@
+//! Requests to the engine, and what they used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update, Want};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::params::Asked;
+use super::{Call, Model};
+use crate::error::{ApiError, Kind};
+use crate::metrics::Metric;
+use crate::principal::Principal;
+use crate::state::State;
+
+/// Most choices of one request: prompts times answers.
+const MOST_CHOICES: usize = 128;
+
+/// Counts what a choice uses, also if its client walks away.
+pub(crate) struct Tally {
+    pub(crate) state: State,
+    pub(crate) who: Principal,
+    pub(crate) model: Arc<Model>,
+    /// Of a prompt, once; 0 for its further answers.
+    pub(crate) prompt: u64,
+    pub(crate) completion: u64,
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let id = &self.model.id;
+        self.state
+            .account(&self.who, id, "", self.prompt, self.completion);
+        let (metrics, stats) = (self.state.metrics(), self.model.scheduler.stats());
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.set(Metric::QueueDepth, &[id], gauge(stats.waiting));
+        metrics.set(Metric::CachePagesUsed, &[id], gauge(stats.pages.0));
+        metrics.set(Metric::CachePages, &[id], gauge(stats.pages.1));
+    }
+}
+
+/// One answer that is being made.
+pub(crate) struct Choice {
+    pub(crate) index: usize,
+    pub(crate) replies: Replies,
+    pub(crate) tally: Tally,
+    pub(crate) prompt_tokens: usize,
+}
+
+impl Choice {
+    /// The next update, counted.
+    pub(crate) async fn next(&mut self) -> Result<Update, ApiError> {
+        let id = &self.tally.model.id;
+        let metrics = self.tally.state.metrics();
+        let update = self.replies.next().await;
+        match &update {
+            None => return Err(engine::Error::Stopped.into()),
+            Some(Update::Started(start)) => {
+                metrics.observe(Metric::QueueTime, &[id], start.queued.as_secs_f64());
+                let looked = self.prompt_tokens as u64;
+                metrics.add(Metric::PrefixTokensLooked, &[id], looked);
+                metrics.add(Metric::PrefixTokensHit, &[id], start.cached as u64);
+            }
+            Some(Update::Token { .. }) => self.tally.completion += 1,
+            Some(Update::Done(generation)) => observe(&self.tally, generation),
+            Some(_) => {}
+        }
+        match update {
+            Some(Update::Failed(error)) => Err(error.into()),
+            Some(update) => Ok(update),
+            None => Err(engine::Error::Stopped.into()),
+        }
+    }
+
+    /// Waits for the whole answer.
+    async fn whole(mut self) -> Result<(usize, Given), ApiError> {
+        let mut start = None;
+        loop {
+            match self.next().await? {
+                Update::Started(s) => start = Some(s),
+                Update::Done(generation) => {
+                    let given = Given {
+                        generation: *generation,
+                        start,
+                        prompt_tokens: self.prompt_tokens,
+                    };
+                    return Ok((self.index, given));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn observe(tally: &Tally, generation: &Generation) {
+    let (metrics, id) = (tally.state.metrics(), &tally.model.id);
+    let t = &generation.timings;
+    metrics.observe(Metric::TimeToFirstToken, &[id], t.first_token_ms / 1e3);
+    if generation.ids.len() > 1 {
+        let each = t.decode_ms / 1e3 / (generation.ids.len() - 1) as f64;
+        metrics.observe(Metric::InterTokenLatency, &[id], each);
+    }
+    let text = || format!("\nassistant: {}", generation.text);
+    tally.state.keep_content(&tally.who, text);
+}
+
+/// An answer, and how it began.
+pub(crate) struct Given {
+    pub(crate) generation: Generation,
+    pub(crate) start: Option<Start>,
+    pub(crate) prompt_tokens: usize,
+}
+
+/// What a request used, over all its choices.
+#[derive(Default)]
+pub(crate) struct Used {
+    pub(crate) prompt: usize,
+    pub(crate) completion: usize,
+    pub(crate) cached: usize,
+    pub(crate) miss: Option<Miss>,
+}
+
+impl Used {
+    /// One more choice; the first of its prompt counts the prompt.
+    pub(crate) fn add(
+        &mut self,
+        first: bool,
+        prompt: usize,
+        completion: usize,
+        start: Option<Start>,
+    ) {
+        self.completion += completion;
+        if first {
+            self.prompt += prompt;
+            self.cached += start.map_or(0, |s| s.cached);
+            self.miss = self.miss.or(start.and_then(|s| s.miss));
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let mut details = json!({ "cached_tokens": self.cached });
+        if let Some(miss) = self.miss {
+            details["cache_miss"] = json!({ "at": miss.at, "why": miss.why.name() });
+        }
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": details,
+        })
+    }
+}
+
+/// Puts all choices of a request in line.
+pub(crate) fn submit(
+    call: &Call,
+    model: &Arc<Model>,
+    prompts: &[Vec<u32>],
+    asked: &Asked,
+) -> Result<Vec<Choice>, ApiError> {
+    if prompts.len().saturating_mul(asked.n) > MOST_CHOICES {
+        let what = format!("prompts times n may be {MOST_CHOICES} at most");
+        return Err(ApiError::new(Kind::Invalid, what).param("n"));
+    }
+    let tokens: usize = prompts.iter().map(Vec::len).sum();
+    call.state.afford(&call.who, tokens as u64)?;
+    let mut choices = Vec::new();
+    for prompt in prompts {
+        for choice in 0..asked.n {
+            let params = GenerateParams {
+                choice: choice as u64,
+                ..asked.params.clone()
+            };
+            let replies = model.scheduler.submit(Request {
+                prompt: prompt.clone(),
+                want: Want::Answer(Box::new(params)),
+                root: root(call, model, &asked.salt),
+                ..Request::default()
+            })?;
+            choices.push(Choice {
+                index: choices.len(),
+                replies,
+                tally: tally(call, model, if choice == 0 { prompt.len() } else { 0 }),
+                prompt_tokens: prompt.len(),
+            });
+        }
+    }
+    Ok(choices)
+}
+
+/// Cached beginnings are a tenant's own.
+pub(crate) fn root(call: &Call, model: &Model, salt: &str) -> Root {
+    Root {
+        scope: call.who.key.to_string(),
+        salt: salt.to_owned(),
+        adaptation: model.adaptation.clone(),
+    }
+}
+
+pub(crate) fn tally(call: &Call, model: &Arc<Model>, prompt: usize) -> Tally {
+    Tally {
+        state: call.state.clone(),
+        who: call.who.clone(),
+        model: model.clone(),
+        prompt: prompt as u64,
+        completion: 0,
+    }
+}
+
+/// Waits for all answers; they are cancelled if nobody waits any more, or one fails.
+pub(crate) async fn whole(choices: Vec<Choice>) -> Result<Vec<Given>, ApiError> {
+    let mut tasks = JoinSet::new();
+    for choice in choices {
+        tasks.spawn(choice.whole());
+    }
+    let mut given = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        let bug = |_| ApiError::new(Kind::Internal, "the server met a bug; its log says more");
+        given.push(joined.map_err(bug)??);
+    }
+    given.sort_by_key(|(index, _)| *index);
+    Ok(given.into_iter().map(|(_, given)| given).collect())
+}
+
+/// How often a stream says that it lives while there is nothing to say.
+pub(crate) const PING: Duration = Duration::from_secs(10);

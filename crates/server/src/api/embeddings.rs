@@ -1,0 +1,109 @@
+//! `/v1/embeddings`: texts as vectors of the model's last hidden states.
+
+use axum::response::{IntoResponse, Response};
+use engine::{Pooling, Request, Update, Want};
+use serde_json::{Value, json};
+
+use super::ask::{root, tally};
+use super::{Call, aside, completions, invalid};
+use crate::error::{ApiError, Kind};
+
+/// Names of the ways to make one vector of many.
+const POOLINGS: [(&str, Pooling); 3] = [
+    ("mean", Pooling::Mean),
+    ("last", Pooling::Last),
+    ("cls", Pooling::Cls),
+];
+
+/// What a body may say.
+const NAMES: [&str; 7] = [
+    "model",
+    "input",
+    "pooling",
+    "normalize",
+    "encoding_format",
+    "dimensions",
+    "user",
+];
+
+pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
+    let model = call.served.of(&call.body)?;
+    let body = &call.body;
+    let given = |name: &str| body.get(name).filter(|v| !v.is_null());
+    for name in body.keys() {
+        if call.served.strict && !NAMES.contains(&name.as_str()) {
+            return Err(invalid(name, "is unknown, and this server is strict"));
+        }
+    }
+    let hidden = model.scheduler.weights().config.hidden;
+    if given("dimensions").is_some_and(|d| *d != hidden) {
+        let what = format!("can only be {hidden}: this model's vectors have no shorter form");
+        return Err(invalid("dimensions", &what));
+    }
+    if given("encoding_format").is_some_and(|f| *f != "float") {
+        return Err(invalid("encoding_format", "can only be float"));
+    }
+    let pooling = match given("pooling") {
+        None => Pooling::Mean,
+        Some(v) => {
+            let found = POOLINGS.iter().find(|(name, _)| v == name);
+            found
+                .ok_or_else(|| invalid("pooling", "must be mean, last or cls"))?
+                .1
+        }
+    };
+    let normalize = match given("normalize") {
+        None => true,
+        Some(v) => v
+            .as_bool()
+            .ok_or_else(|| invalid("normalize", "must be true or false"))?,
+    };
+    let input = body.get("input").cloned().unwrap_or_default();
+    let prompts = {
+        let model = model.clone();
+        aside(move || completions::prompts(&model, "input", &input)).await?
+    };
+    let tokens: usize = prompts.iter().map(Vec::len).sum();
+    call.state.afford(&call.who, tokens as u64)?;
+    let mut waiting = Vec::new();
+    for prompt in prompts {
+        let tally = tally(&call, &model, prompt.len());
+        let replies = model.scheduler.submit(Request {
+            prompt,
+            want: Want::Embedding(pooling),
+            root: root(&call, &model, ""),
+            ..Request::default()
+        })?;
+        waiting.push((replies, tally));
+    }
+    let mut data = Vec::new();
+    for (index, (mut replies, _tally)) in waiting.into_iter().enumerate() {
+        let vector = loop {
+            match replies.next().await {
+                Some(Update::Embedding(vector)) => break vector,
+                Some(Update::Failed(error)) => return Err(error.into()),
+                Some(_) => {}
+                None => return Err(ApiError::new(Kind::Unready, "the engine has stopped")),
+            }
+        };
+        let vector = if normalize { unit(vector) } else { vector };
+        data.push(json!({ "object": "embedding", "index": index, "embedding": vector }));
+    }
+    let answer = json!({
+        "object": "list", "model": model.id, "data": Value::from(data),
+        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
+    });
+    Ok(axum::Json(answer).into_response())
+}
+
+/// The vector of the same direction and length 1.
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let square: f64 = vector.iter().map(|x| f64::from(*x).powi(2)).sum();
+    if square > 0.0 {
+        let scale = square.sqrt().recip();
+        vector
+            .iter_mut()
+            .for_each(|x| *x = (f64::from(*x) * scale) as f32);
+    }
+    vector
+}

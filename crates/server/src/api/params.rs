@@ -1,0 +1,177 @@
+//! A request's parameters, read as the [`super::table`] says. A name that is not in it is logged,
+//! and refused if the server is strict; `null` is the same as leaving a name out.
+
+use engine::{GenerateParams, SamplerParams};
+use serde_json::Value;
+
+use super::table::{On, PARAMS, Treat, count, strings};
+use super::{Body, Model, Served, invalid};
+use crate::error::{ApiError, Kind};
+
+/// Most answers to one prompt, stop strings, and bytes of a salt.
+const MOST_ANSWERS: usize = 16;
+const MOST_STOPS: usize = 16;
+const LONGEST_SALT: usize = 256;
+
+/// What a request asks for beside its prompt.
+pub(crate) struct Asked {
+    pub(crate) params: GenerateParams,
+    pub(crate) n: usize,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) salt: String,
+}
+
+/// The value of a name, unless it is null.
+fn given<'b>(body: &'b Body, name: &str) -> Option<&'b Value> {
+    body.get(name).filter(|v| !v.is_null())
+}
+
+fn flag(body: &Body, name: &str) -> Result<bool, ApiError> {
+    match given(body, name) {
+        None => Ok(false),
+        Some(v) => v
+            .as_bool()
+            .ok_or_else(|| invalid(name, "must be true or false")),
+    }
+}
+
+/// A whole number within limits.
+fn number(body: &Body, name: &str, low: usize, high: usize) -> Result<Option<usize>, ApiError> {
+    let Some(value) = given(body, name) else {
+        return Ok(None);
+    };
+    match count(value) {
+        Some(n) if (low..=high).contains(&n) => Ok(Some(n)),
+        _ => Err(invalid(
+            name,
+            &format!("is {value}, but must be a whole number from {low} to {high}"),
+        )),
+    }
+}
+
+impl Asked {
+    pub(crate) fn read(
+        served: &Served,
+        model: &Model,
+        body: &Body,
+        route: On,
+    ) -> Result<Asked, ApiError> {
+        let mut sampler = SamplerParams {
+            seed: u64::from_str_radix(&crate::random_hex::<8>(), 16).unwrap_or(0),
+            ..model.sampler.clone()
+        };
+        for (name, value) in body.iter().filter(|(_, v)| !v.is_null()) {
+            check(served, &mut sampler, name, value, route)?;
+        }
+        let options = given(body, "stream_options").map(|v| {
+            let options = v.as_object();
+            options.ok_or_else(|| invalid("stream_options", "must be an object"))
+        });
+        let include_usage = match options.transpose()? {
+            Some(options) => flag(options, "include_usage")?,
+            None => false,
+        };
+        let salt = match given(body, "cache_salt") {
+            None => "",
+            Some(Value::String(salt)) if salt.len() <= LONGEST_SALT => salt,
+            Some(_) => return Err(invalid("cache_salt", "must be a text of at most 256 bytes")),
+        };
+        Ok(Asked {
+            params: GenerateParams {
+                sampler,
+                max_tokens: max_tokens(body, route)?,
+                stop: stops(body)?.unwrap_or_else(|| model.stop.clone()),
+                logprobs: logprobs(body, route)?,
+                eog: model.eog.clone(),
+                ignore_eos: flag(body, "ignore_eos")?,
+                ..GenerateParams::default()
+            },
+            n: number(body, "n", 1, MOST_ANSWERS)?.unwrap_or(1),
+            stream: flag(body, "stream")?,
+            include_usage,
+            salt: salt.to_owned(),
+        })
+    }
+}
+
+/// Does with one name what the table says.
+fn check(
+    served: &Served,
+    sampler: &mut SamplerParams,
+    name: &str,
+    value: &Value,
+    route: On,
+) -> Result<(), ApiError> {
+    let found = PARAMS
+        .iter()
+        .find(|(n, on, ..)| *n == name && on.knows(route));
+    match found.map(|(_, _, treat, about)| (treat, about)) {
+        Some((Treat::Honoured | Treat::Accepted, _)) => Ok(()),
+        Some((Treat::Sampler(set), _)) => {
+            set(sampler, value).ok_or_else(|| invalid(name, "has a value of the wrong kind"))
+        }
+        Some((Treat::Refused(neutral), _)) if neutral(value) => Ok(()),
+        Some((Treat::Refused(_), about)) => {
+            let what = format!("{name} is not supported: {about}");
+            Err(ApiError::new(Kind::Invalid, what).param(name))
+        }
+        None if served.strict => {
+            let name: String = name.chars().take(64).collect();
+            Err(invalid(&name, "is unknown, and this server is strict"))
+        }
+        None => {
+            tracing::warn!(
+                "a request says {:?}, which is unknown",
+                name.chars().take(64).collect::<String>()
+            );
+            Ok(())
+        }
+    }
+}
+
+/// What `max_tokens` is for completions that do not say.
+const COMPLETION: usize = 16;
+
+fn max_tokens(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
+    const MOST: usize = u32::MAX as usize;
+    let names: &[&str] = match route {
+        On::Completions => &["max_tokens"],
+        _ => &["max_completion_tokens", "max_tokens"],
+    };
+    for name in names {
+        if let Some(n) = number(body, name, 0, MOST)? {
+            return Ok(Some(n));
+        }
+    }
+    match given(body, "n_predict") {
+        Some(v) if *v == -1 => Ok(None),
+        Some(_) => number(body, "n_predict", 0, MOST),
+        None => Ok((route == On::Completions).then_some(COMPLETION)),
+    }
+}
+
+fn stops(body: &Body) -> Result<Option<Vec<String>>, ApiError> {
+    let Some(value) = given(body, "stop") else {
+        return Ok(None);
+    };
+    let list = strings(value).filter(|l| l.len() <= MOST_STOPS && l.iter().all(|s| !s.is_empty()));
+    list.map(Some).ok_or_else(|| {
+        invalid(
+            "stop",
+            "must be a text, or up to 16 texts that are not empty",
+        )
+    })
+}
+
+fn logprobs(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
+    if route == On::Completions {
+        return number(body, "logprobs", 0, 5);
+    }
+    let top = number(body, "top_logprobs", 0, 20)?;
+    match (flag(body, "logprobs")?, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(invalid("top_logprobs", "needs logprobs: true")),
+    }
+}

@@ -1,0 +1,374 @@
+//! What a request for an answer may say, in one table: [`PARAMS`].
+//!
+//! Each name is honoured, accepted because it cannot change the answer, or refused by name.
+
+use engine::SamplerParams;
+use serde_json::Value;
+
+/// Which routes know a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// Both of them.
+    Both,
+}
+
+impl On {
+    pub(crate) fn knows(self, route: On) -> bool {
+        self == On::Both || self == route
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            On::Chat => "chat",
+            On::Completions => "completions",
+            On::Both => "both",
+        }
+    }
+}
+
+/// Takes a value into the sampler's parameters; `None`: it is of the wrong kind.
+type Set = fn(&mut SamplerParams, &Value) -> Option<()>;
+
+/// What becomes of a name.
+#[derive(Clone, Copy)]
+pub enum Treat {
+    /// It shapes the answer, by code of its own.
+    Honoured,
+    /// It is a parameter of the sampler.
+    Sampler(Set),
+    /// It cannot change the answer.
+    Accepted,
+    /// It would change the answer, and is not done, except for values that change nothing.
+    Refused(fn(&Value) -> bool),
+}
+
+fn put<T>(field: &mut T, value: Option<T>) -> Option<()> {
+    *field = value?;
+    Some(())
+}
+
+fn real(v: &Value) -> Option<f32> {
+    v.as_f64().map(|x| x as f32)
+}
+
+fn int(v: &Value) -> Option<i32> {
+    v.as_i64().and_then(|x| i32::try_from(x).ok())
+}
+
+pub(crate) fn count(v: &Value) -> Option<usize> {
+    v.as_u64().and_then(|x| usize::try_from(x).ok())
+}
+
+pub(crate) fn strings(v: &Value) -> Option<Vec<String>> {
+    let text = |v: &Value| v.as_str().map(str::to_owned);
+    match v {
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(list) => list.iter().map(text).collect(),
+        _ => None,
+    }
+}
+
+fn biases(v: &Value) -> Option<Vec<(u32, f32)>> {
+    let pair = |(id, bias): (&String, &Value)| Some((id.parse().ok()?, real(bias)?));
+    v.as_object()?.iter().map(pair).collect()
+}
+
+/// A seed of any sign, as clients send them.
+fn seed(v: &Value) -> Option<u64> {
+    v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned))
+}
+
+/// mirostat's version
+fn small(v: &Value) -> Option<u8> {
+    v.as_u64().and_then(|x| u8::try_from(x).ok())
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_false(v: &Value) -> bool {
+    *v == Value::Bool(false)
+}
+
+fn is_empty(v: &Value) -> bool {
+    v.as_array().is_some_and(Vec::is_empty)
+}
+
+fn is_plain_text(v: &Value) -> bool {
+    v.get("type").and_then(Value::as_str) == Some("text")
+}
+
+use On::{Both, Chat, Completions};
+use Treat::{Accepted, Honoured, Refused, Sampler};
+
+/// A parameter of the sampler, by its own name.
+macro_rules! sampler {
+    ($field:ident, $kind:ident, $about:literal) => {
+        (
+            stringify!($field),
+            Both,
+            Sampler(|p, v| put(&mut p.$field, $kind(v))),
+            $about,
+        )
+    };
+}
+
+/// A line of [`PARAMS`]: name, routes, what becomes of it, and that for people.
+pub type Param = (&'static str, On, Treat, &'static str);
+
+/// Every name there is.
+pub const PARAMS: &[Param] = &[
+    (
+        "model",
+        Both,
+        Honoured,
+        "The model's name; may be left out where there is one only",
+    ),
+    (
+        "messages",
+        Chat,
+        Honoured,
+        "The conversation: roles system, developer, user, assistant; text or parts of type text",
+    ),
+    (
+        "prompt",
+        Completions,
+        Honoured,
+        "A text, a list of texts, token ids, or a list of lists of token ids",
+    ),
+    ("stream", Both, Honoured, "Send the answer as it is made"),
+    (
+        "stream_options",
+        Both,
+        Honoured,
+        "`include_usage`: a last chunk with the usage",
+    ),
+    ("n", Both, Honoured, "Answers to each prompt, 1 to 16"),
+    (
+        "max_completion_tokens",
+        Chat,
+        Honoured,
+        "Most tokens of an answer [default: what the context holds]",
+    ),
+    (
+        "max_tokens",
+        Both,
+        Honoured,
+        "The same [default for completions: 16]",
+    ),
+    (
+        "n_predict",
+        Both,
+        Honoured,
+        "llama.cpp's name for the same; -1: what the context holds",
+    ),
+    (
+        "stop",
+        Both,
+        Honoured,
+        "Up to 16 strings that end the answer",
+    ),
+    (
+        "logprobs",
+        Both,
+        Honoured,
+        "chat: true or false; completions: how many rivals, 0 to 5",
+    ),
+    (
+        "top_logprobs",
+        Chat,
+        Honoured,
+        "Rivals of each token, 0 to 20",
+    ),
+    ("ignore_eos", Both, Honoured, "Never end by a token"),
+    (
+        "cache_salt",
+        Both,
+        Honoured,
+        "Share cached beginnings with requests of the same salt only",
+    ),
+    sampler!(temperature, real, "0: always the most likely token"),
+    sampler!(top_p, real, "The fewest tokens of this mass; 1: off"),
+    sampler!(top_k, int, "The k most likely tokens; 0: off"),
+    sampler!(min_p, real, "Tokens this likely, against the best; 0: off"),
+    sampler!(
+        typical_p,
+        real,
+        "Locally typical tokens of this mass; 1: off"
+    ),
+    sampler!(
+        top_n_sigma,
+        real,
+        "Within n standard deviations of the best; -1: off"
+    ),
+    sampler!(min_keep, count, "Filters leave no fewer tokens"),
+    sampler!(repeat_penalty, real, "Against recent tokens; 1: off"),
+    sampler!(repeat_last_n, int, "How many are recent; -1: all"),
+    sampler!(presence_penalty, real, "Once for each recent token"),
+    sampler!(frequency_penalty, real, "For each time that it occurs"),
+    sampler!(dry_multiplier, real, "Strength of DRY; 0: off"),
+    sampler!(dry_base, real, "Base of DRY"),
+    sampler!(dry_allowed_length, count, "Repeats that DRY allows"),
+    sampler!(dry_penalty_last_n, int, "How far DRY looks back; -1: all"),
+    sampler!(dry_sequence_breakers, strings, "Strings that end a repeat"),
+    sampler!(xtc_probability, real, "How often XTC acts; 0: off"),
+    sampler!(xtc_threshold, real, "Likelihood that XTC looks for"),
+    sampler!(dynatemp_range, real, "Dynamic temperature; 0: off"),
+    sampler!(dynatemp_exponent, real, "Its shape"),
+    sampler!(mirostat, small, "0: off; 1, 2: mirostat of that version"),
+    sampler!(mirostat_tau, real, "Its target surprise"),
+    sampler!(mirostat_eta, real, "Its learning rate"),
+    sampler!(
+        seed,
+        seed,
+        "The same seed gives the same answer [default: drawn]"
+    ),
+    sampler!(
+        logit_bias,
+        biases,
+        "Token ids with what is added to their logits"
+    ),
+    ("user", Both, Accepted, "Not looked at"),
+    ("safety_identifier", Both, Accepted, "Not looked at"),
+    ("metadata", Chat, Accepted, "Not kept"),
+    ("service_tier", Chat, Accepted, "There is one tier"),
+    (
+        "prompt_cache_key",
+        Both,
+        Accepted,
+        "Beginnings are found by their tokens",
+    ),
+    (
+        "cache_prompt",
+        Both,
+        Accepted,
+        "llama.cpp's; beginnings are always cached",
+    ),
+    ("parallel_tool_calls", Chat, Accepted, "There are no tools"),
+    (
+        "tools",
+        Chat,
+        Refused(is_empty),
+        "Tool calls are not in this release",
+    ),
+    (
+        "tool_choice",
+        Chat,
+        Refused(|v| *v == "none" || *v == "auto"),
+        "Tool calls are not in this release",
+    ),
+    (
+        "functions",
+        Chat,
+        Refused(is_empty),
+        "Tool calls are not in this release",
+    ),
+    (
+        "function_call",
+        Chat,
+        Refused(|v| *v == "none" || *v == "auto"),
+        "Tool calls are not in this release",
+    ),
+    (
+        "response_format",
+        Chat,
+        Refused(is_plain_text),
+        "Constrained answers are not in this release; `text` is",
+    ),
+    (
+        "grammar",
+        Both,
+        Refused(|v| *v == ""),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "json_schema",
+        Both,
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "modalities",
+        Chat,
+        Refused(|v| *v == serde_json::json!(["text"])),
+        "Answers are text",
+    ),
+    ("audio", Chat, Refused(never), "Answers are text"),
+    (
+        "prediction",
+        Chat,
+        Refused(never),
+        "Predicted outputs are not in this release",
+    ),
+    (
+        "reasoning_effort",
+        Chat,
+        Refused(|v| *v == "none"),
+        "There is no reasoning to set",
+    ),
+    ("verbosity", Chat, Refused(never), "There is none to set"),
+    (
+        "web_search_options",
+        Chat,
+        Refused(never),
+        "There is no search",
+    ),
+    ("store", Chat, Refused(is_false), "Answers are not stored"),
+    (
+        "best_of",
+        Completions,
+        Refused(|v| *v == 1),
+        "Ask for `n` and choose",
+    ),
+    (
+        "echo",
+        Completions,
+        Refused(is_false),
+        "The prompt is not repeated",
+    ),
+    (
+        "suffix",
+        Completions,
+        Refused(|v| *v == ""),
+        "Infill is not in this release",
+    ),
+    (
+        "lora",
+        Both,
+        Refused(is_empty),
+        "Adapters by request are not in this release",
+    ),
+];
+
+/// The tables of docs/api.md.
+#[must_use]
+pub fn tables() -> String {
+    let kinds: [(&str, fn(&Treat) -> bool); 3] = [
+        ("Honoured", |t| matches!(t, Honoured | Sampler(_))),
+        ("Accepted, because they cannot change the answer", |t| {
+            matches!(t, Accepted)
+        }),
+        (
+            "Refused by name with status 400, where their value would change the answer",
+            |t| matches!(t, Refused(_)),
+        ),
+    ];
+    let mut text = String::new();
+    for (title, of) in kinds {
+        text += &format!("### {title}\n\n| name | routes | |\n|---|---|---|\n");
+        for (name, on, treat, about) in PARAMS {
+            if of(treat) {
+                text += &format!("| `{name}` | {} | {about} |\n", on.name());
+            }
+        }
+        text += "\n";
+    }
+    text
+}

@@ -1,0 +1,366 @@
+//! What can be measured, in Prometheus' text form. [`METRICS`] is the one table: a metric is
+//! registered, named and documented there, and nowhere else.
+//!
+//! The engine's side counts with [`Metrics::add`], [`Metrics::set`] and [`Metrics::observe`]; none
+//! of them blocks for longer than a short lock.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// A line of [`METRICS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "METRICS says what each is")]
+pub enum Metric {
+    TimeToFirstToken,
+    InterTokenLatency,
+    QueueTime,
+    QueueDepth,
+    BatchSize,
+    CachePagesUsed,
+    CachePages,
+    PrefixTokensLooked,
+    PrefixTokensHit,
+    PromptTokens,
+    CompletionTokens,
+    SpeculativeDrafted,
+    SpeculativeAccepted,
+    HttpRequests,
+    HttpDuration,
+    HttpInFlight,
+    HttpConnections,
+    HttpErrors,
+    StateWriteErrors,
+}
+
+/// How a metric moves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Form {
+    /// Only up; its name ends in `_total`.
+    Counter,
+    /// Up and down.
+    Gauge,
+    /// Counts of values up to each bound.
+    Histogram(&'static [f64]),
+}
+
+const SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+const TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 2.5,
+];
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+use Form::{Counter as C, Gauge as G, Histogram as H};
+use Metric as M;
+
+/// (metric, name as it is scraped, form, labels, what it says).
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
+    (
+        M::TimeToFirstToken,
+        "puna_time_to_first_token_seconds",
+        H(SECONDS),
+        &["model"],
+        "From the arrival of a request to its first token",
+    ),
+    (
+        M::InterTokenLatency,
+        "puna_inter_token_latency_seconds",
+        H(TOKEN_SECONDS),
+        &["model"],
+        "From one token of an answer to the next",
+    ),
+    (
+        M::QueueTime,
+        "puna_queue_time_seconds",
+        H(SECONDS),
+        &["model"],
+        "How long a request waited for the engine",
+    ),
+    (
+        M::QueueDepth,
+        "puna_queue_depth",
+        G,
+        &["model"],
+        "Requests that wait for the engine",
+    ),
+    (
+        M::BatchSize,
+        "puna_batch_size",
+        H(SIZES),
+        &["model"],
+        "Sequences in one forward pass",
+    ),
+    (
+        M::CachePagesUsed,
+        "puna_cache_pages_used",
+        G,
+        &["model"],
+        "Pages of keys and values in use",
+    ),
+    (
+        M::CachePages,
+        "puna_cache_pages",
+        G,
+        &["model"],
+        "Pages of keys and values that there may be",
+    ),
+    (
+        M::PrefixTokensLooked,
+        "puna_prefix_cache_lookup_tokens_total",
+        C,
+        &["model"],
+        "Prompt tokens that were looked up in the cache of prefixes",
+    ),
+    (
+        M::PrefixTokensHit,
+        "puna_prefix_cache_hit_tokens_total",
+        C,
+        &["model"],
+        "Prompt tokens that were found there, and not computed again",
+    ),
+    (
+        M::PromptTokens,
+        "puna_prompt_tokens_total",
+        C,
+        &["model", "key"],
+        "Tokens of prompts",
+    ),
+    (
+        M::CompletionTokens,
+        "puna_completion_tokens_total",
+        C,
+        &["model", "key"],
+        "Tokens of answers",
+    ),
+    (
+        M::SpeculativeDrafted,
+        "puna_speculative_drafted_tokens_total",
+        C,
+        &["model"],
+        "Tokens that were guessed ahead",
+    ),
+    (
+        M::SpeculativeAccepted,
+        "puna_speculative_accepted_tokens_total",
+        C,
+        &["model"],
+        "Guessed tokens that were right",
+    ),
+    (
+        M::HttpRequests,
+        "puna_http_requests_total",
+        C,
+        &["route", "method", "status"],
+        "Requests, when their answer has ended",
+    ),
+    (
+        M::HttpDuration,
+        "puna_http_request_duration_seconds",
+        H(SECONDS),
+        &["route"],
+        "From the arrival of a request to the end of its answer",
+    ),
+    (
+        M::HttpInFlight,
+        "puna_http_requests_in_flight",
+        G,
+        &[],
+        "Requests whose answer has not ended",
+    ),
+    (
+        M::HttpConnections,
+        "puna_http_connections",
+        G,
+        &[],
+        "Open connections",
+    ),
+    (
+        M::HttpErrors,
+        "puna_http_errors_total",
+        C,
+        &["code"],
+        "Requests that ended in an error, by its code",
+    ),
+    (
+        M::StateWriteErrors,
+        "puna_state_write_errors_total",
+        C,
+        &[],
+        "Failed writes of usage and audit; they are tried again",
+    ),
+];
+
+/// The form of what [`Metrics::text`] gives.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+enum Series {
+    Counter(Family<Labels, Counter<u64, AtomicU64>>),
+    Gauge(Family<Labels, Gauge<i64, AtomicI64>>),
+    Histogram(Histograms),
+}
+
+/// All metrics of one server.
+pub struct Metrics {
+    registry: Registry,
+    series: Vec<Series>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut registry = Registry::default();
+        let series = METRICS.iter().map(|&(_, name, form, labels, help)| {
+            let series = match form {
+                C => {
+                    let family = Family::default();
+                    registry.register(name.trim_end_matches("_total"), help, family.clone());
+                    Series::Counter(family)
+                }
+                G => {
+                    let family = Family::default();
+                    registry.register(name, help, family.clone());
+                    Series::Gauge(family)
+                }
+                H(bounds) => {
+                    let family = Histograms::new_with_constructor(constructor(bounds));
+                    registry.register(name, help, family.clone());
+                    Series::Histogram(family)
+                }
+            };
+            // What has no labels is there from the beginning, at zero.
+            if labels.is_empty() {
+                series.touch();
+            }
+            series
+        });
+        let series = series.collect();
+        Metrics { registry, series }
+    }
+}
+
+/// The family wants a plain function.
+fn constructor(bounds: &'static [f64]) -> fn() -> Histogram {
+    if bounds == SECONDS {
+        || Histogram::new(SECONDS.iter().copied())
+    } else if bounds == TOKEN_SECONDS {
+        || Histogram::new(TOKEN_SECONDS.iter().copied())
+    } else {
+        || Histogram::new(SIZES.iter().copied())
+    }
+}
+
+impl Series {
+    fn touch(&self) {
+        match self {
+            Series::Counter(family) => drop(family.get_or_create(&Labels::new())),
+            Series::Gauge(family) => drop(family.get_or_create(&Labels::new())),
+            Series::Histogram(family) => drop(family.get_or_create(&Labels::new())),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts `n` more. The values are those of the metric's labels, in the table's order.
+    pub fn add(&self, metric: Metric, values: &[&str], n: u64) {
+        if let (Series::Counter(family), labels) = self.find(metric, values) {
+            family.get_or_create(&labels).inc_by(n);
+        }
+    }
+
+    /// The gauge is `value` now.
+    pub fn set(&self, metric: Metric, values: &[&str], value: i64) {
+        if let (Series::Gauge(family), labels) = self.find(metric, values) {
+            family.get_or_create(&labels).set(value);
+        }
+    }
+
+    /// Moves the gauge by `n`.
+    pub fn shift(&self, metric: Metric, values: &[&str], n: i64) {
+        if let (Series::Gauge(family), labels) = self.find(metric, values) {
+            family.get_or_create(&labels).inc_by(n);
+        }
+    }
+
+    /// Puts a value (seconds, or a size) into the histogram.
+    pub fn observe(&self, metric: Metric, values: &[&str], value: f64) {
+        if let (Series::Histogram(family), labels) = self.find(metric, values) {
+            family.get_or_create(&labels).observe(value);
+        }
+    }
+
+    fn find(&self, metric: Metric, values: &[&str]) -> (&Series, Labels) {
+        let (_, name, _, labels, _) = METRICS[metric as usize];
+        debug_assert_eq!(labels.len(), values.len(), "labels of {name}");
+        let pairs = labels.iter().zip(values);
+        let pairs = pairs.map(|(label, value)| (*label, (*value).to_owned()));
+        (&self.series[metric as usize], pairs.collect())
+    }
+
+    /// Everything, as [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum_and_its_names_are_alike() {
+        for (i, (metric, name, form, _, help)) in METRICS.into_iter().enumerate() {
+            assert_eq!(metric as usize, i, "{name}");
+            assert!(name.starts_with("puna_") && !help.is_empty(), "{name}");
+            assert_eq!(form == C, name.ends_with("_total"), "{name}");
+            let seconds = matches!(form, H(bounds) if bounds != SIZES);
+            assert_eq!(seconds, name.ends_with("_seconds"), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_metric_appears_once_it_has_moved() {
+        let metrics = Metrics::default();
+        for (metric, _, form, labels, _) in METRICS {
+            let values: Vec<&str> = labels.iter().map(|_| "x").collect();
+            match form {
+                C => metrics.add(metric, &values, 3),
+                G => metrics.set(metric, &values, 4),
+                H(_) => metrics.observe(metric, &values, 0.5),
+            }
+        }
+        let text = metrics.text();
+        for (_, name, form, labels, help) in METRICS {
+            let labels: Vec<String> = labels.iter().map(|l| format!("{l}=\"x\"")).collect();
+            let labels = format!("{{{}}}", labels.join(","));
+            let line = match form {
+                C => format!("\n{name}{labels} 3\n"),
+                G => format!("\n{name}{labels} 4\n"),
+                H(_) => format!("\n{name}_count{labels} 1\n"),
+            };
+            assert!(text.contains(&line), "{line} in {text}");
+            assert!(text.contains(help), "{help}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_metric_of_another_form_is_left_alone() {
+        let metrics = Metrics::default();
+        metrics.set(Metric::PromptTokens, &["m", "k"], 5);
+        metrics.add(Metric::QueueDepth, &["m"], 5);
+        assert!(!metrics.text().contains(" 5\n"));
+    }
+}

@@ -1,0 +1,133 @@
+//! The OpenAPI document and its page, both made of the table of routes.
+
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+
+use crate::auth::Access;
+use crate::error::KINDS;
+use crate::pages::{escape, page};
+use crate::router::{Route, routes};
+
+/// (path, parameter, type, what it says): the parameters in queries.
+const PARAMETERS: [(&str, &str, &str, &str); 6] = [
+    (
+        "/admin/usage",
+        "from",
+        "string",
+        "YYYY-MM-DD or RFC 3339; default: the month's first day (UTC)",
+    ),
+    (
+        "/admin/usage",
+        "to",
+        "string",
+        "The end, which is not in it; default: now",
+    ),
+    ("/admin/usage", "format", "string", "json (default) or csv"),
+    (
+        "/admin/audit",
+        "after",
+        "integer",
+        "Rows after this number; default: 0",
+    ),
+    (
+        "/admin/audit",
+        "limit",
+        "integer",
+        "Rows at most; default and most: 1000",
+    ),
+    (
+        "/admin/audit/verify",
+        "head",
+        "string",
+        "A hash that was noted earlier and must be in the log",
+    ),
+];
+
+/// The document, in OpenAPI 3.1.
+#[must_use]
+pub fn document() -> Value {
+    let mut paths = json!({});
+    for route in routes() {
+        let method = route.method.as_str().to_ascii_lowercase();
+        paths[route.path][method] = operation(&route);
+    }
+    let codes: Vec<&str> = KINDS.iter().map(|(_, _, _, code)| *code).collect();
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Puna", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "MIT OR Apache-2.0" } },
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+            "responses": { "Error": {
+                "description": "The request was refused or failed",
+                "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
+            } },
+            "schemas": { "Error": {
+                "type": "object",
+                "required": ["error"],
+                "properties": { "error": {
+                    "type": "object",
+                    "required": ["message", "type", "param", "code"],
+                    "properties": {
+                        "message": { "type": "string" },
+                        "type": { "type": "string" },
+                        "param": { "type": ["string", "null"] },
+                        "code": { "type": "string", "examples": codes },
+                    },
+                } },
+            } },
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let query = PARAMETERS.iter().filter(|(path, ..)| *path == route.path);
+    let query = query.map(|(_, name, ty, about)| {
+        json!({ "name": name, "in": "query", "description": about, "schema": { "type": ty } })
+    });
+    let inside = route
+        .path
+        .split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let inside = inside.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
+    let parameters: Vec<Value> = inside.chain(query).collect();
+    let security = match route.access {
+        Access::Anyone => json!([]),
+        Access::Known => json!([{ "key": [] }]),
+        Access::Needs(scope) => json!([{ "key": [scope.name()] }]),
+    };
+    json!({
+        "summary": route.about,
+        "parameters": parameters,
+        "security": security,
+        "responses": { "200": { "description": "Done" }, "default": { "$ref": "#/components/responses/Error" } },
+    })
+}
+
+pub(crate) async fn serve() -> axum::Json<Value> {
+    axum::Json(document())
+}
+
+/// A page that needs no script.
+pub(crate) async fn docs() -> impl IntoResponse {
+    let mut rows = String::new();
+    for route in routes() {
+        let needs = match route.access {
+            Access::Anyone => "nothing",
+            Access::Known => "a key",
+            Access::Needs(scope) => scope.name(),
+        };
+        let words = [route.method.as_str(), route.path, needs, route.about];
+        let cells: Vec<String> = words
+            .iter()
+            .map(|w| format!("<td>{}</td>", escape(w)))
+            .collect();
+        rows.push_str(&format!("<tr>{}</tr>", cells.concat()));
+    }
+    let body = format!(
+        "<p>Send <code>Authorization: Bearer KEY</code> where keys are needed; bodies are JSON. \
+         The same for programs: <a href=\"/openapi.json\">/openapi.json</a>.</p>\
+         <table><tr><th>method</th><th>path</th><th>needs</th><th>what</th></tr>{rows}</table>"
+    );
+    page("Puna: routes", &body)
+}

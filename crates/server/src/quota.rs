@@ -1,0 +1,343 @@
+//! How much each key may still use: requests and tokens a minute, tokens a month.
+//!
+//! A minute's quota is a bucket that holds a minute's worth and fills steadily. A request takes one
+//! request; tokens are taken when they are counted, so an answer may overdraw the bucket, and the
+//! next request waits until it has filled again. The month is the calendar's (UTC), and what it has
+//! used is read from the database when the server starts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::error::{ApiError, Kind};
+use crate::principal::Quotas;
+use crate::time::{month_began, next_month};
+
+/// One unit is what a quota of one a minute gives in a millisecond.
+const UNITS: i64 = 60_000;
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    units: i64,
+    at: u64,
+}
+
+impl Bucket {
+    fn full(quota: u32, at: u64) -> Bucket {
+        let units = i64::from(quota) * UNITS;
+        Bucket { units, at }
+    }
+
+    /// Fills it up to `now`.
+    fn fill(&mut self, quota: u32, now: u64) {
+        let passed = i64::try_from(now.saturating_sub(self.at)).unwrap_or(i64::MAX);
+        let filled = self
+            .units
+            .saturating_add(i64::from(quota).saturating_mul(passed));
+        self.units = filled.min(i64::from(quota) * UNITS);
+        self.at = now;
+    }
+
+    fn take(&mut self, n: u64) {
+        let units = i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(UNITS);
+        self.units = self.units.saturating_sub(units);
+    }
+
+    fn left(self) -> u64 {
+        u64::try_from(self.units / UNITS).unwrap_or(0)
+    }
+
+    /// Until it holds `n`.
+    fn wait(self, quota: u32, n: u64) -> Duration {
+        let wanted = i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(UNITS);
+        let lacking = u64::try_from(wanted.saturating_sub(self.units)).unwrap_or(0);
+        Duration::from_millis(lacking.div_ceil(u64::from(quota).max(1)))
+    }
+}
+
+#[derive(Debug)]
+struct Used {
+    requests: Bucket,
+    tokens: Bucket,
+    month: u64,
+    month_tokens: u64,
+}
+
+/// What all keys have used.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(Mutex<HashMap<Arc<str>, Used>>);
+
+/// What is left of one quota, for the headers.
+#[derive(Debug, Clone)]
+pub(crate) struct Left {
+    names: [HeaderName; 3],
+    limit: u32,
+    left: u64,
+    reset: Duration,
+}
+
+const REQUESTS: [&str; 3] = [
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+];
+const TOKENS: [&str; 3] = [
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+];
+
+impl Left {
+    fn of(names: [&'static str; 3], quota: u32, bucket: Bucket) -> Left {
+        Left {
+            names: names.map(HeaderName::from_static),
+            limit: quota,
+            left: bucket.left(),
+            reset: bucket.wait(quota, u64::from(quota)),
+        }
+    }
+
+    /// Says it in OpenAI's headers.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        let values = [
+            self.limit.to_string(),
+            self.left.to_string(),
+            span(self.reset),
+        ];
+        for (name, value) in self.names.iter().zip(values) {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// A time as OpenAI writes it: `120ms`, `1s`, `6m0s`.
+fn span(time: Duration) -> String {
+    let ms = time.as_millis();
+    match (ms / 60_000, ms % 60_000) {
+        (0, ms) if ms < 1000 => format!("{ms}ms"),
+        (0, ms) => format!("{}s", ms.div_ceil(1000)),
+        (minutes, ms) => format!("{minutes}m{}s", ms / 1000),
+    }
+}
+
+impl Meter {
+    /// Starts with what keys have used this month.
+    pub(crate) fn new(month: Vec<(String, u64)>, now: u64) -> Meter {
+        let meter = Meter::default();
+        for (key, tokens) in month {
+            let mut all = meter.all();
+            let used = used(&mut all, &Arc::from(key), &Quotas::default(), now);
+            used.month_tokens = tokens;
+        }
+        meter
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Arc<str>, Used>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a request through and counts it, or says when to come again.
+    pub(crate) fn admit(
+        &self,
+        key: &Arc<str>,
+        quotas: &Quotas,
+        now: u64,
+    ) -> (Result<(), ApiError>, Vec<Left>) {
+        let mut all = self.all();
+        let used = used(&mut all, key, quotas, now);
+        let mut result = afford(used, quotas, 1, now);
+        if let (Ok(()), Some(rpm)) = (&result, quotas.rpm) {
+            if used.requests.left() >= 1 {
+                used.requests.take(1);
+            } else {
+                let what = format!("the key may send {rpm} requests a minute");
+                let wait = used.requests.wait(rpm, 1);
+                result = Err(ApiError::new(Kind::Requests, what).retry_after(wait));
+            }
+        }
+        let requests = quotas.rpm.map(|rpm| Left::of(REQUESTS, rpm, used.requests));
+        let tokens = quotas.tpm.map(|tpm| Left::of(TOKENS, tpm, used.tokens));
+        (result, requests.into_iter().chain(tokens).collect())
+    }
+
+    /// Would this many tokens be within what is left?
+    pub(crate) fn afford(
+        &self,
+        key: &Arc<str>,
+        quotas: &Quotas,
+        tokens: u64,
+        now: u64,
+    ) -> Result<(), ApiError> {
+        let mut all = self.all();
+        afford(used(&mut all, key, quotas, now), quotas, tokens, now)
+    }
+
+    pub(crate) fn month_tokens(&self, key: &str, now: u64) -> u64 {
+        let all = self.all();
+        let used = all.get(key).filter(|used| used.month == month_began(now));
+        used.map_or(0, |used| used.month_tokens)
+    }
+
+    /// Counts tokens that were used.
+    pub(crate) fn spend(&self, key: &Arc<str>, quotas: &Quotas, tokens: u64, now: u64) {
+        let mut all = self.all();
+        let used = used(&mut all, key, quotas, now);
+        used.tokens.take(tokens);
+        used.month_tokens = used.month_tokens.saturating_add(tokens);
+    }
+}
+
+/// The key's account, brought up to now.
+fn used<'a>(
+    all: &'a mut HashMap<Arc<str>, Used>,
+    key: &Arc<str>,
+    quotas: &Quotas,
+    now: u64,
+) -> &'a mut Used {
+    let (rpm, tpm) = (quotas.rpm.unwrap_or(0), quotas.tpm.unwrap_or(0));
+    let used = all.entry(key.clone()).or_insert_with(|| Used {
+        requests: Bucket::full(u32::MAX, now),
+        tokens: Bucket::full(u32::MAX, now),
+        month: month_began(now),
+        month_tokens: 0,
+    });
+    // A bucket starts fuller than any quota: filling cuts it down to the key's own.
+    used.requests.fill(rpm, now);
+    used.tokens.fill(tpm, now);
+    let month = month_began(now);
+    if used.month != month {
+        (used.month, used.month_tokens) = (month, 0);
+    }
+    used
+}
+
+fn afford(used: &Used, quotas: &Quotas, tokens: u64, now: u64) -> Result<(), ApiError> {
+    if let Some(monthly) = quotas.monthly_tokens
+        && used.month_tokens.saturating_add(tokens) > monthly
+    {
+        let what = format!(
+            "the key may use {monthly} tokens a month, and has used {}",
+            used.month_tokens
+        );
+        let wait = Duration::from_millis(next_month(now).saturating_sub(now));
+        return Err(ApiError::new(Kind::Month, what).retry_after(wait));
+    }
+    if let Some(tpm) = quotas.tpm
+        && used.tokens.left() < tokens
+    {
+        let what = match u64::from(tpm) < tokens {
+            true => {
+                format!("{tokens} tokens are more than the {tpm} a minute that the key may use")
+            }
+            false => format!("the key may use {tpm} tokens a minute"),
+        };
+        let wait = used.tokens.wait(tpm, tokens);
+        return Err(ApiError::new(Kind::Tokens, what).retry_after(wait));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quotas(rpm: u32, tpm: u32, monthly_tokens: u64) -> Quotas {
+        let some = |n| (n > 0).then_some(n);
+        Quotas {
+            rpm: some(rpm),
+            tpm: some(tpm),
+            monthly_tokens: (monthly_tokens > 0).then_some(monthly_tokens),
+        }
+    }
+
+    fn wait(result: Result<(), ApiError>, kind: Kind) -> u64 {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind, kind);
+        u64::try_from(error.retry_after.unwrap().as_millis()).unwrap()
+    }
+
+    #[test]
+    fn requests_a_minute() {
+        let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(3, 0, 0));
+        for left in [2, 1, 0] {
+            let (result, said) = meter.admit(&key, &q, 1000);
+            assert!(result.is_ok());
+            assert_eq!((said.len(), said[0].left), (1, left));
+        }
+        assert_eq!(wait(meter.admit(&key, &q, 1000).0, Kind::Requests), 20_000);
+        assert_eq!(
+            wait(meter.admit(&key, &q, 11_000).0, Kind::Requests),
+            10_000
+        );
+        assert!(meter.admit(&key, &q, 21_000).0.is_ok());
+        assert!(meter.admit(&key, &q, 21_000).0.is_err());
+        // Another key has its own, and a clock that goes back gives nothing.
+        assert!(meter.admit(&Arc::from("other"), &q, 21_000).0.is_ok());
+        assert!(meter.admit(&key, &q, 500).0.is_err());
+        // A minute's worth is all that is saved up.
+        let later = 21_000 + 86_400_000;
+        let passed = (0..10)
+            .filter(|_| meter.admit(&key, &q, later).0.is_ok())
+            .count();
+        assert_eq!(passed, 3);
+    }
+
+    #[test]
+    fn tokens_a_minute() {
+        let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(0, 600, 0));
+        assert!(meter.afford(&key, &q, 600, 0).is_ok());
+        assert_eq!(wait(meter.afford(&key, &q, 700, 0), Kind::Tokens), 10_000);
+        assert!(meter.admit(&key, &q, 0).0.is_ok());
+        // An answer may overdraw: then the next one waits.
+        meter.spend(&key, &q, 900, 0);
+        assert_eq!(wait(meter.admit(&key, &q, 0).0, Kind::Tokens), 30_100);
+        assert!(meter.admit(&key, &q, 30_100).0.is_ok());
+        let (_, said) = meter.admit(&key, &q, 45_000);
+        assert_eq!((said[0].limit, said[0].left), (600, 150));
+    }
+
+    #[test]
+    fn tokens_a_month() {
+        let december = crate::time::parse("at", "2026-12-31T23:00:00Z").unwrap();
+        let meter = Meter::new(vec![("k".into(), 90)], december);
+        let (key, q) = (Arc::from("k"), quotas(0, 0, 100));
+        assert!(meter.admit(&key, &q, december).0.is_ok());
+        meter.spend(&key, &q, 10, december);
+        assert_eq!(
+            wait(meter.admit(&key, &q, december).0, Kind::Month),
+            3_600_000
+        );
+        assert!(meter.admit(&key, &q, december + 3_600_000).0.is_ok());
+    }
+
+    #[test]
+    fn huge_numbers_do_not_wrap() {
+        let (meter, key, q) = (
+            Meter::default(),
+            Arc::from("k"),
+            quotas(u32::MAX, u32::MAX, u64::MAX),
+        );
+        meter.spend(&key, &q, u64::MAX, 0);
+        meter.spend(&key, &q, u64::MAX, u64::MAX);
+        assert!(meter.admit(&key, &q, u64::MAX).0.is_err());
+        assert!(meter.afford(&key, &q, u64::MAX, 0).is_err());
+    }
+
+    #[test]
+    fn spans() {
+        for (ms, text) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1001, "2s"),
+            (360_000, "6m0s"),
+            (61_500, "1m1s"),
+        ] {
+            assert_eq!(span(Duration::from_millis(ms)), text);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What all requests share: settings, keys, quotas, counters, and the ways to the database.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::audit::Event;
+use crate::clock::Clock;
+use crate::error::{ApiError, Error, Kind};
+use crate::journal::Journal;
+use crate::keys::Keys;
+use crate::metrics::{Metric, Metrics};
+use crate::principal::Principal;
+use crate::quota::Meter;
+use crate::request::Tracked;
+use crate::settings::{Auth, Settings};
+use crate::store::Store;
+
+/// The state of one server; a copy is the same state.
+#[derive(Clone)]
+pub struct State(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    auth: Auth,
+    keys: Keys,
+    meter: Meter,
+    journal: Journal,
+    reader: Mutex<Store>,
+    metrics: Arc<Metrics>,
+    models: RwLock<Vec<String>>,
+    ready: AtomicBool,
+    work: Arc<Semaphore>,
+}
+
+impl State {
+    /// A server that answers by these settings and keeps its database at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Unguarded`] when others could ask without a key, and the database's errors.
+    pub fn open(settings: Settings, path: &Path) -> Result<State, Error> {
+        let store = Store::open(path)?;
+        let now = settings.clock.now();
+        let meter = Meter::new(store.tokens_since(crate::time::month_began(now))?, now);
+        let keys = Keys::new(settings.api_keys.clone(), Store::open(path)?)?;
+        let auth = Auth::decide(settings.address, keys.any(), settings.no_auth)?;
+        let metrics = Arc::new(Metrics::default());
+        let journal = Journal::start(store, metrics.clone())?;
+        let reader = Mutex::new(Store::open(path)?);
+        let work = Arc::new(Semaphore::new(
+            settings.max_requests.min(Semaphore::MAX_PERMITS),
+        ));
+        Ok(State(Arc::new(Inner {
+            settings,
+            auth,
+            keys,
+            meter,
+            journal,
+            reader,
+            metrics,
+            models: RwLock::default(),
+            ready: AtomicBool::new(true),
+            work,
+        })))
+    }
+
+    /// As the command line decided.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// What is measured.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.0.settings.clock
+    }
+
+    /// Who may ask.
+    #[must_use]
+    pub fn auth(&self) -> Auth {
+        self.0.auth
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    /// The ids of the models that are served.
+    #[must_use]
+    pub fn models(&self) -> Vec<String> {
+        let models = self.0.models.read().unwrap_or_else(PoisonError::into_inner);
+        models.clone()
+    }
+
+    /// Sets the ids of the models that are served.
+    pub fn set_models(&self, models: Vec<String>) {
+        *self
+            .0
+            .models
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = models;
+    }
+
+    /// Whether `/ready` says so: a server that loads its models says no until it has.
+    pub fn set_ready(&self, ready: bool) {
+        self.0.ready.store(ready, Ordering::SeqCst);
+    }
+
+    /// Why it is not ready to work.
+    pub(crate) fn unready(&self) -> Option<ApiError> {
+        if !self.0.ready.load(Ordering::SeqCst) {
+            let what = "models are being loaded, or the server is ending";
+            return Some(ApiError::new(Kind::Unready, what).retry_after(Duration::from_secs(2)));
+        }
+        self.0.journal.trouble()
+    }
+
+    /// Gives a request its place in the journal.
+    pub(crate) async fn begin(&self, tracked: &Tracked) -> Result<(), ApiError> {
+        let place = self.0.journal.place().await?;
+        tracked.notes().place = Some(place);
+        Ok(())
+    }
+
+    /// Lets a request to the engine, if its key has something left and there is room. The room is
+    /// its own until it has ended.
+    pub(crate) fn begin_work(&self, who: &Principal) -> Result<(), ApiError> {
+        if let Some(error) = self.unready() {
+            return Err(error);
+        }
+        let (result, left) = self
+            .0
+            .meter
+            .admit(&who.key, &who.quotas, self.clock().now());
+        who.request.notes().left = left;
+        result?;
+        let room = self.0.work.clone().try_acquire_owned().map_err(|_| {
+            let what = format!(
+                "{} requests are being answered already",
+                self.0.settings.max_requests
+            );
+            ApiError::new(Kind::Busy, what).retry_after(Duration::from_secs(1))
+        })?;
+        let mut notes = who.request.notes();
+        (notes.room, notes.billed) = (Some(room), true);
+        Ok(())
+    }
+
+    /// Would this many tokens be within what the principal has left? A handler asks when it knows
+    /// the prompt's length, before any work.
+    ///
+    /// # Errors
+    /// 429, with the time to come again.
+    pub fn afford(&self, who: &Principal, tokens: u64) -> Result<(), ApiError> {
+        self.0
+            .meter
+            .afford(&who.key, &who.quotas, tokens, self.clock().now())
+    }
+
+    /// Tokens that a key has used in this calendar month.
+    #[must_use]
+    pub fn month_tokens(&self, key: &str) -> u64 {
+        self.0.meter.month_tokens(key, self.clock().now())
+    }
+
+    /// Handlers say what a request used: its model, the adapter (empty: none), and tokens, which
+    /// are added to those of earlier calls. May be called while the answer streams, and also after
+    /// the client has left.
+    pub fn account(
+        &self,
+        who: &Principal,
+        model: &str,
+        adapter: &str,
+        prompt_tokens: u64,
+        completion_tokens: u64,
+    ) {
+        let values = [model, &who.key];
+        self.metrics()
+            .add(Metric::PromptTokens, &values, prompt_tokens);
+        self.metrics()
+            .add(Metric::CompletionTokens, &values, completion_tokens);
+        let tokens = prompt_tokens.saturating_add(completion_tokens);
+        self.0
+            .meter
+            .spend(&who.key, &who.quotas, tokens, self.clock().now());
+        let mut notes = who.request.notes();
+        model.clone_into(&mut notes.model);
+        adapter.clone_into(&mut notes.adapter);
+        if notes.ended {
+            let mut event = who.request.event(&notes, 0);
+            (event.prompt_tokens, event.completion_tokens) = (prompt_tokens, completion_tokens);
+            event.counted = false;
+            return self.0.journal.late(event);
+        }
+        notes.prompt_tokens = notes.prompt_tokens.saturating_add(prompt_tokens);
+        notes.completion_tokens = notes.completion_tokens.saturating_add(completion_tokens);
+    }
+
+    /// Keeps prompt or answer for the audit log, if the settings want that.
+    pub fn keep_content(&self, who: &Principal, text: impl FnOnce() -> String) {
+        if self.0.settings.audit_content {
+            let mut notes = who.request.notes();
+            notes.content.get_or_insert_default().push_str(&text());
+        }
+    }
+
+    /// A request has ended: what it did is written down, and its room is another's.
+    pub(crate) fn ended(&self, tracked: &Tracked, status: u16) {
+        let mut notes = tracked.notes();
+        (notes.ended, notes.room) = (true, None);
+        if let Some(place) = notes.place.take() {
+            let mut event: Event = tracked.event(&notes, status);
+            event.content = notes.content.take();
+            drop(place.send(event));
+        }
+    }
+
+    /// Asks the database, on a thread that may wait for it.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let state = self.clone();
+        let work = move || {
+            ask(&state
+                .0
+                .reader
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner))
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ApiError::new(
+                Kind::Internal,
+                "the database was asked in vain",
+            )),
+        }
+    }
+
+    /// Writes what is left to be written. Nothing can be asked of the server after that.
+    pub(crate) fn close(&self) {
+        self.0.journal.close();
+    }
+}

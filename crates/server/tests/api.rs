@@ -1,0 +1,371 @@
+//! OpenAI's routes over real sockets, with a tiny model.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Answer, Server, logged};
+use engine::{SamplerParams, Scheduler, SchedulerParams};
+use kernels::{Compute, Kernels, KvType, Level};
+use serde_json::{Value, json};
+use server::{Model, Served};
+use text::{ChatTemplate, Tokenizer};
+
+const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}\
+    {% if add_generation_prompt %}[assistant] {% endif %}";
+
+fn tiny(context: usize) -> Model {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/reference/models/llama3");
+    let kernels = Arc::new(Kernels::new(Level::best(), Compute::F32, 2).unwrap());
+    let weights = Arc::new(model::open(&path, kernels).unwrap());
+    let tokenizer = Arc::new(Tokenizer::open(&path).unwrap());
+    let params = SchedulerParams::new(KvType::F32, context, 4);
+    Model {
+        id: "tiny".into(),
+        created: 1,
+        scheduler: Scheduler::start(weights, tokenizer, params).unwrap(),
+        template: Some(ChatTemplate::new(TEMPLATE, "", "").unwrap()),
+        sampler: SamplerParams::default(),
+        eog: Vec::new(),
+        stop: Vec::new(),
+        system: None,
+        turns: Vec::new(),
+        adaptation: engine::Adaptation::default(),
+    }
+}
+
+fn serve(context: usize, strict: bool) -> (Server, Arc<Served>) {
+    let served = Served::new(vec![tiny(context)], strict);
+    let mut routes = server::routes();
+    routes.extend(server::api(&served));
+    (Server::start(logged().0, routes), served)
+}
+
+fn post(server: &Server, path: &str, body: &Value) -> Answer {
+    let json = ["Content-Type: application/json"];
+    server.ask(&format!("POST {path}"), &json, &body.to_string())
+}
+
+fn ok(server: &Server, path: &str, body: &Value) -> Value {
+    let answer = post(server, path, body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+fn conversation(more: Value) -> Value {
+    let mut body = json!({
+        "model": "tiny", "messages": [{ "role": "user", "content": "Hello there, who are you?" }],
+        "temperature": 0, "max_completion_tokens": 12, "ignore_eos": true,
+    });
+    for (name, value) in more.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+/// The bodies of a stream's events, without `data: `; the transfer's own lines left out.
+fn events(answer: &Answer) -> Vec<String> {
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    let lines = answer.body.lines();
+    lines
+        .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+        .collect()
+}
+
+fn chunks(answer: &Answer) -> Vec<Value> {
+    let events = events(answer);
+    let (done, chunks) = events.split_last().unwrap();
+    assert_eq!(done, "[DONE]");
+    chunks
+        .iter()
+        .map(|c| serde_json::from_str(c).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_conversation_whole_and_in_chunks() {
+    let (server, _served) = serve(512, false);
+    let whole = ok(&server, "/v1/chat/completions", &conversation(json!({})));
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(whole["model"], "tiny");
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(choice["message"]["role"], "assistant");
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert_eq!(whole["usage"]["completion_tokens"], 12);
+
+    let with = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let answer = post(&server, "/v1/chat/completions", &conversation(with));
+    let chunks = chunks(&answer);
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let (used, said) = chunks.split_last().unwrap();
+    assert_eq!(used["choices"], json!([]));
+    assert_eq!(used["usage"]["completion_tokens"], 12);
+    assert_eq!(
+        used["usage"]["prompt_tokens"],
+        whole["usage"]["prompt_tokens"]
+    );
+    let mut joined = String::new();
+    for chunk in said {
+        assert_eq!(chunk["object"], "chat.completion.chunk");
+        assert_eq!(chunk["id"], chunks[0]["id"]);
+        assert!(chunk["usage"].is_null() && chunk.get("usage").is_some());
+        joined += chunk["choices"][0]["delta"]["content"]
+            .as_str()
+            .unwrap_or("");
+    }
+    assert_eq!(joined, text);
+    let last = &said.last().unwrap()["choices"][0];
+    assert_eq!(last["delta"], json!({}));
+    assert_eq!(last["finish_reason"], "length");
+}
+
+#[test]
+fn seeds_choices_stops_and_logprobs() {
+    let (server, _served) = serve(512, false);
+    let ask = |more: Value| ok(&server, "/v1/chat/completions", &conversation(more));
+    let drawn = json!({ "temperature": 1.5, "seed": 7, "n": 3 });
+    let (one, two) = (ask(drawn.clone()), ask(drawn));
+    assert_eq!(one["choices"], two["choices"], "the same seed");
+    let texts: Vec<&Value> = one["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| &c["message"])
+        .collect();
+    assert!(texts.len() == 3 && texts[0] != texts[1], "{texts:?}");
+    assert_eq!(one["usage"]["completion_tokens"], 36);
+
+    let full = ask(json!({ "logprobs": true, "top_logprobs": 3 }));
+    let content = full["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap();
+    assert_eq!(content.len(), 12);
+    for token in content {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        assert_eq!(top[0]["token"], token["token"], "greedy takes the best");
+        assert!(token["logprob"].as_f64().unwrap() <= 0.0 && token["bytes"].is_array());
+    }
+    let text = full["choices"][0]["message"]["content"].as_str().unwrap();
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let cut = ask(json!({ "stop": [stop] }));
+    assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+    let cut = cut["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(cut, text.split(&stop).next().unwrap());
+}
+
+#[test]
+fn texts_and_their_shapes() {
+    let (server, _served) = serve(512, false);
+    let body = json!({
+        "prompt": ["One two three", "Four five"], "temperature": 0, "logprobs": 2, "ignore_eos": true,
+        "max_tokens": 4,
+    });
+    let answer = ok(&server, "/v1/completions", &body);
+    assert_eq!(answer["object"], "text_completion");
+    let choices = answer["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 2);
+    let list = &choices[1]["logprobs"];
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(list[name].as_array().unwrap().len(), 4, "{name}");
+    }
+    // The same prompt as ids.
+    let ids = ok(
+        &server,
+        "/tokenize",
+        &json!({ "content": "One two three", "add_special": true }),
+    );
+    let by_ids =
+        json!({ "prompt": ids["tokens"], "temperature": 0, "ignore_eos": true, "max_tokens": 4 });
+    let again = ok(&server, "/v1/completions", &by_ids);
+    assert_eq!(again["choices"][0]["text"], choices[0]["text"]);
+    let streamed = json!({ "prompt": "One two three", "temperature": 0, "ignore_eos": true, "max_tokens": 4, "stream": true });
+    let parts = chunks(&post(&server, "/v1/completions", &streamed));
+    let joined: String = parts
+        .iter()
+        .map(|c| c["choices"][0]["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(joined, choices[0]["text"].as_str().unwrap());
+    assert!(
+        parts.iter().all(|c| c.get("usage").is_none()),
+        "nobody asked for it"
+    );
+}
+
+#[test]
+fn a_beginning_in_common_is_counted() {
+    let (server, _served) = serve(512, false);
+    let long = "word ".repeat(60);
+    let body = json!({ "prompt": long, "max_tokens": 1 });
+    let first = ok(&server, "/v1/completions", &body)["usage"]["prompt_tokens_details"].clone();
+    assert_eq!(first["cached_tokens"], 0);
+    assert_eq!(first["cache_miss"]["why"], "new");
+    let second = ok(&server, "/v1/completions", &body)["usage"]["prompt_tokens_details"].clone();
+    assert!(second["cached_tokens"].as_u64().unwrap() >= 32, "{second}");
+    let mut salted = body.clone();
+    salted["cache_salt"] = json!("mine");
+    let salted = ok(&server, "/v1/completions", &salted);
+    assert_eq!(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+#[test]
+fn what_is_refused_names_itself() {
+    let (server, _served) = serve(128, false);
+    let chat = "/v1/chat/completions";
+    let refuse = |more: Value, param: &str| {
+        let answer = post(&server, chat, &conversation(more));
+        answer.refused(400, "invalid_request");
+        assert_eq!(answer.json()["error"]["param"], param, "{answer:?}");
+    };
+    refuse(json!({ "tools": [{ "type": "function" }] }), "tools");
+    refuse(
+        json!({ "response_format": { "type": "json_object" } }),
+        "response_format",
+    );
+    refuse(json!({ "temperature": "hot" }), "temperature");
+    refuse(json!({ "top_p": 3 }), "top_p");
+    refuse(json!({ "n": 0 }), "n");
+    refuse(json!({ "n": 1000 }), "n");
+    refuse(json!({ "stop": [""] }), "stop");
+    refuse(json!({ "top_logprobs": 2 }), "top_logprobs");
+    refuse(json!({ "messages": [] }), "messages");
+    refuse(
+        json!({ "messages": [{ "role": "tool", "content": "x" }] }),
+        "messages[0].role",
+    );
+    refuse(
+        json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
+        "messages[0].content",
+    );
+    refuse(json!({ "logit_bias": { "9999999": 1 } }), "logit_bias");
+    // Values that change nothing pass, and so do names that nobody knows.
+    let neutral = json!({ "tools": [], "response_format": { "type": "text" }, "user": "u", "seed": null, "unheard_of": 1 });
+    ok(&server, chat, &conversation(neutral));
+    post(&server, chat, &conversation(json!({ "model": "other" }))).refused(404, "model_not_found");
+    let long =
+        conversation(json!({ "messages": [{ "role": "user", "content": "word ".repeat(200) }] }));
+    for stream in [false, true] {
+        let mut long = long.clone();
+        long["stream"] = json!(stream);
+        post(&server, chat, &long).refused(400, "context_length_exceeded");
+    }
+    let (strict, _served) = serve(128, true);
+    let answer = post(&strict, chat, &conversation(json!({ "unheard_of": 1 })));
+    assert_eq!(
+        answer.refused(400, "invalid_request").json()["error"]["param"],
+        "unheard_of"
+    );
+}
+
+#[test]
+fn models_tokens_templates_and_vectors() {
+    let (server, _served) = serve(128, false);
+    let list = server.get("/v1/models", "").json();
+    assert_eq!(list["data"][0]["id"], "tiny");
+    assert_eq!(server.get("/v1/models/tiny", "").json()["context"], 128);
+    server
+        .get("/v1/models/none", "")
+        .refused(404, "model_not_found");
+
+    let text = "Hello <|eot_id|> there";
+    let ids = ok(&server, "/tokenize", &json!({ "content": text }))["tokens"].clone();
+    let parsed = ok(
+        &server,
+        "/tokenize",
+        &json!({ "content": text, "parse_special": true }),
+    );
+    assert!(ids.as_array().unwrap().len() > parsed["tokens"].as_array().unwrap().len());
+    let back = ok(&server, "/detokenize", &json!({ "tokens": ids }));
+    assert_eq!(back["content"], text);
+    let messages = json!({ "messages": [{ "role": "developer", "content": [{ "type": "text", "text": "Hi" }] }] });
+    let prompt = ok(&server, "/apply-template", &messages);
+    assert_eq!(prompt["prompt"], "[system] Hi\n[assistant] ");
+
+    let texts = ["Hello there", "Something else"];
+    for pooling in ["mean", "last", "cls"] {
+        let body = json!({ "input": texts, "pooling": pooling });
+        let answer = ok(&server, "/v1/embeddings", &body);
+        let vector = |i: usize| -> Vec<f64> {
+            let list = answer["data"][i]["embedding"].as_array().unwrap();
+            list.iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let length = vector(0).iter().map(|x| x * x).sum::<f64>();
+        assert!((length - 1.0).abs() < 1e-5, "{pooling}: {length}");
+        let other = ok(
+            &server,
+            "/v1/embeddings",
+            &json!({ "input": texts[1], "pooling": pooling }),
+        );
+        assert_eq!(
+            other["data"][0]["embedding"],
+            answer["data"][1]["embedding"]
+        );
+    }
+    post(&server, "/v1/embeddings", &json!({ "input": [] })).refused(400, "invalid_request");
+}
+
+/// A client that leaves takes its request with it.
+#[test]
+fn leaving_cancels() {
+    let served = Served::new(vec![tiny(8192)], false);
+    let mut routes = server::routes();
+    routes.extend(server::api(&served));
+    let server = Server::start(logged().0, routes);
+    let mut body = conversation(json!({ "stream": true, "n": 2 }));
+    body["max_completion_tokens"] = json!(8000);
+    let body = body.to_string();
+    let mut stream = server.connect();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        server.address,
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    lines
+        .find(|line| line.as_ref().unwrap().contains("finish_reason"))
+        .unwrap()
+        .unwrap();
+    drop(lines);
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        // The gauges are set when a choice ends.
+        let text = server.get("/metrics", "").body;
+        let value = |name: &str| -> Option<u64> {
+            let line = text.lines().find(|l| l.starts_with(name))?;
+            line.rsplit(' ').next()?.parse().ok()
+        };
+        if let Some(tokens) = value("puna_completion_tokens_total{") {
+            assert!(tokens < 8000, "{tokens} tokens for nobody");
+            break;
+        }
+        assert!(Instant::now() < end, "it never ended:\n{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The engine is free for others.
+    ok(&server, "/v1/chat/completions", &conversation(json!({})));
+}
+
+/// docs/api.md has the tables of the code.
+#[test]
+fn the_page_of_the_api() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (begin, end) = ("<!-- tables -->\n", "<!-- end of tables -->");
+    let (head, rest) = page.split_once(begin).unwrap();
+    let (_, tail) = rest.split_once(end).unwrap();
+    let due = format!("{head}{begin}\n{}{end}{tail}", server::api::table::tables());
+    if std::env::var_os("PUNA_BLESS").is_some() {
+        std::fs::write(&path, &due).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        there == due,
+        "docs/api.md is not what the code says; PUNA_BLESS=1 renews it"
+    );
+}
