@@ -7,7 +7,9 @@ use server::metrics::{Form, METRICS};
 use server::{Access, KINDS, document, routes};
 
 fn docs(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs")
+        .join(name)
 }
 
 fn is_the_file(name: &str, wanted: &str) {
@@ -16,7 +18,10 @@ fn is_the_file(name: &str, wanted: &str) {
         std::fs::write(&file, wanted).expect("the file can be written");
     }
     let there = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(there == wanted, "docs/{name} differs from what it is made of; PUNA_BLESS=1 renews it");
+    assert!(
+        there == wanted,
+        "docs/{name} differs from what it is made of; PUNA_BLESS=1 renews it"
+    );
 }
 
 /// The page with the text between `<!-- name -->` and `<!-- /name -->` replaced.
@@ -40,7 +45,10 @@ fn the_page_of_serving() {
             Access::Known => "a key",
             Access::Needs(scope) => scope.name(),
         };
-        paths.push_str(&format!("| {} | `{}` | {needs} | {} |\n", route.method, route.path, route.about));
+        paths.push_str(&format!(
+            "| {} | `{}` | {needs} | {} |\n",
+            route.method, route.path, route.about
+        ));
     }
     let mut metrics = "| metric | kind | labels | what |\n|---|---|---|---|\n".to_owned();
     for (_, name, form, labels, help) in METRICS {
@@ -49,7 +57,10 @@ fn the_page_of_serving() {
             Form::Gauge => "gauge",
             Form::Histogram(_) => "histogram",
         };
-        metrics.push_str(&format!("| `{name}` | {form} | {} | {help} |\n", labels.join(", ")));
+        metrics.push_str(&format!(
+            "| `{name}` | {form} | {} | {help} |\n",
+            labels.join(", ")
+        ));
     }
     let page = std::fs::read_to_string(docs("serve.md")).expect("docs/serve.md");
     let page = with_table(&page, "errors", &errors);
