@@ -197,8 +197,7 @@ pub(crate) fn verify(
     let (mut rows, mut before, mut seen) = (0, [0; 32], head.is_none());
     let sql = format!("SELECT {COLUMNS} FROM audit ORDER BY seq");
     let mut statement = db.prepare(&sql)?;
-    let mut lines = statement.query_map([], line)?;
-    while let Some(line) = lines.next() {
+    for line in statement.query_map([], line)? {
         let bad = |why: &str| {
             let why = why.to_owned();
             Ok(Err(Error::Tampered { row: rows + 1, why }))

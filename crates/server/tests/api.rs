@@ -272,7 +272,7 @@ fn models_tokens_templates_and_vectors() {
         .get("/v1/models/none", "")
         .refused(404, "model_not_found");
 
-    let text = "Hello <|eot_id|> there";
+    let text = "Hello <|im_end|> there";
     let ids = ok(&server, "/tokenize", &json!({ "content": text }))["tokens"].clone();
     let parsed = ok(
         &server,

@@ -56,7 +56,10 @@ fn keys_are_kept_without_their_secrets() {
     let (made, secret) = new.make(7).unwrap();
     assert!(secret.len() == 5 + 64 && secret.starts_with("puna-"));
     store.add_key(&made).unwrap();
-    assert_eq!(Store::open(&path).unwrap().keys().unwrap(), [made.clone()]);
+    assert_eq!(
+        Store::open(&path).unwrap().keys().unwrap(),
+        std::slice::from_ref(&made)
+    );
     let taken = store.add_key(&key("Billing 7")).unwrap_err();
     assert!(taken.to_string().contains("another key has it"), "{taken}");
     let revoked = store.revoke_key("Billing 7", 50).unwrap();
