@@ -350,7 +350,8 @@ pub const PARAMS: &[Param] = &[
 /// The tables of docs/api.md.
 #[must_use]
 pub fn tables() -> String {
-    let kinds: [(&str, fn(&Treat) -> bool); 3] = [
+    type Is = fn(&Treat) -> bool;
+    let kinds: [(&str, Is); 3] = [
         ("Honoured", |t| matches!(t, Honoured | Sampler(_))),
         ("Accepted, because they cannot change the answer", |t| {
             matches!(t, Accepted)
