@@ -266,6 +266,12 @@ impl Config {
         pair.map(|(_, value)| value.as_str())
     }
 
+    /// The value of a setting of the server.
+    pub fn serve(&self, name: &str) -> Option<&str> {
+        let pair = self.serve.iter().find(|(known, _)| known == name);
+        pair.map(|(_, value)| value.as_str())
+    }
+
     /// The section of one model, and the name that it has there.
     pub fn of_model(&self, found: &Resolved) -> Option<(&str, &Pairs)> {
         let means = |key: &str| {

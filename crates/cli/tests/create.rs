@@ -165,16 +165,43 @@ fn what_cannot_be_obeyed_is_refused_before_anything_is_made() {
     home.run(&["create", "bad", "-f", "missing"])
         .failed(1, "missing");
     home.run(&["show", "bad"]).failed(3, "bad");
-    // A record with an adapter is kept, and not run as if it had none.
+    // What is no adapter is refused when the model is opened, not left out.
     let adapter = home.dir.path().join("lora.gguf");
     std::fs::write(&adapter, b"GGUF").expect("written");
     create(&home, "adapted", "FROM base\nADAPTER lora.gguf:0.5").succeeded();
     home.run(&["run", "-m", "adapted", "hi"])
-        .failed(2, "adapter");
+        .failed(4, "lora.gguf");
     let shown = home.run(&["show", "adapted", "--format", "json"]).json();
     let kept = shown["recipe"]["adapters"][0].clone();
     assert_eq!(kept["scale"], "0.5");
     assert!(Path::new(kept["path"].as_str().expect("a path")).is_file());
+}
+
+/// Adapters of a made model, here PEFT's directories, are those beside its base.
+#[test]
+fn adapters_come_along() {
+    let home = Home::new();
+    home.run(&["convert", &fixture("training/model"), "base.gguf"])
+        .succeeded();
+    let logits = |args: &[&str]| {
+        let args = [&["logits"], args, &["--ids", "5,9,20", "--format", "json"]].concat();
+        home.run(&args).json()["top"].clone()
+    };
+    let bare = logits(&["./base.gguf"]);
+    let lora = fixture("training/lora/final");
+    let dora = fixture("training/dora/final");
+    for (name, adapters) in [
+        ("one", vec![format!("{lora}:0.5")]),
+        ("two", vec![dora, format!("{lora}:2")]),
+    ] {
+        let lines = adapters.iter().map(|a| format!("ADAPTER {a}\n"));
+        let text = format!("FROM ./base.gguf\n{}", lines.collect::<String>());
+        create(&home, name, &text).succeeded();
+        let flags = adapters.iter().flat_map(|a| ["--adapter", a]);
+        let beside = logits(&[&["./base.gguf"], &flags.collect::<Vec<_>>()[..]].concat());
+        assert_eq!(logits(&[name]), beside, "{name}");
+        assert_ne!(beside, bare, "{name}");
+    }
 }
 
 #[test]

@@ -85,13 +85,24 @@ impl Hub {
         let before = draft.adapters.len();
         for (i, adapter) in recipe.adapters.iter_mut().enumerate() {
             let path = folder.join(&adapter.path);
-            if !path.is_file() {
+            let place = format!("adapters/{}", before + i);
+            if path.is_file() {
+                let leaf = path.file_name().map(|leaf| leaf.to_string_lossy());
+                let leaf = safe_leaf(leaf.as_deref().unwrap_or_default());
+                adapter.path = format!("{place}/{leaf}");
+                self.copy_in(draft, &path, adapter.path.clone(), progress)?;
+                continue;
+            }
+            // As PEFT writes them.
+            let parts = PEFT.iter().filter(|leaf| path.join(leaf).is_file());
+            let parts: Vec<_> = parts.collect();
+            if parts.is_empty() {
                 return Err(Error::NoSuchPath { path });
             }
-            let leaf = path.file_name().map(|leaf| leaf.to_string_lossy());
-            let leaf = safe_leaf(leaf.as_deref().unwrap_or_default());
-            adapter.path = format!("adapters/{}/{leaf}", before + i);
-            self.copy_in(draft, &path, adapter.path.clone(), progress)?;
+            for leaf in parts {
+                self.copy_in(draft, &path.join(leaf), format!("{place}/{leaf}"), progress)?;
+            }
+            adapter.path = place;
         }
         // The base's adapters act first.
         recipe.adapters.splice(0..0, draft.adapters.drain(..));
@@ -262,6 +273,13 @@ pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| d.as_secs())
 }
+
+/// The files of an adapter that is a directory.
+const PEFT: [&str; 3] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+];
 
 /// A recipe whose adapters are named by whole paths.
 pub(crate) fn in_folder(mut recipe: Recipe, folder: &Path) -> Recipe {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::digest;
 use crate::hub::{Entry, Hub, Removed, Verified};
 use crate::nearest::nearest;
-use crate::store::{Manifest, StoredFile};
+use crate::store::{self, Manifest, StoredFile};
 use crate::{Error, Progress, Spec, catalogue, ollama, parse_name};
 
 /// A name in the store: (name, tag).
@@ -266,9 +266,10 @@ impl Hub {
 
 /// The hash of the model's file, if it is one file beside its adapters.
 pub(crate) fn single_hash(manifest: &Manifest) -> Option<String> {
-    let adapters = manifest.recipe.as_ref().map_or(0, |r| r.adapters.len());
+    let adapters = manifest.recipe.iter().flat_map(|r| &r.adapters);
+    let beside = |file: &str| adapters.clone().any(|a| store::is_of(&a.path, file));
     match manifest.files.as_slice() {
-        [file, rest @ ..] if !manifest.directory && rest.len() == adapters => {
+        [file, rest @ ..] if !manifest.directory && rest.iter().all(|f| beside(&f.path)) => {
             Some(file.sha256.clone())
         }
         _ => None,

@@ -105,7 +105,7 @@ impl Manifest {
         }
         if let Some(recipe) = &self.recipe {
             recipe.check()?;
-            let own = |path: &String| self.files.iter().any(|file| file.path == *path);
+            let own = |path: &String| self.files.iter().any(|file| is_of(path, &file.path));
             if let Some(adapter) = recipe.adapters.iter().find(|a| !own(&a.path)) {
                 return Err(format!("it lacks the adapter {:?}", adapter.path));
             }
@@ -425,6 +425,12 @@ pub(crate) fn unique() -> String {
 }
 
 /// The entries of a directory; none if it is absent.
+/// Whether a file is the adapter at `adapter`, or lies in it.
+pub(crate) fn is_of(adapter: &str, file: &str) -> bool {
+    let rest = file.strip_prefix(adapter);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn read_dir(dir: &Path) -> Result<Vec<fs::DirEntry>, Error> {
     match fs::read_dir(dir) {
         Err(e)

@@ -42,7 +42,7 @@ pub use error::{ApiError, Error, KINDS, Kind};
 pub use json::Json;
 pub use keys::{Key, NewKey, parse_file, read_file};
 pub use metrics::{METRICS, Metric, Metrics};
-pub use openapi::document;
+pub use openapi::{all, document};
 pub use principal::{LOCAL, Principal, Quotas, Scope};
 pub use request::{REQUEST_ID, Tracked};
 pub use router::{Route, route, routes};

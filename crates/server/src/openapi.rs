@@ -1,8 +1,10 @@
 //! The OpenAPI document and its page, both made of the table of routes.
 
+use axum::http::Method;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
+use crate::api;
 use crate::auth::Access;
 use crate::error::KINDS;
 use crate::pages::{escape, page};
@@ -43,11 +45,19 @@ const PARAMETERS: [(&str, &str, &str, &str); 6] = [
     ),
 ];
 
+/// The routes of any server, and those of models.
+#[must_use]
+pub fn all() -> Vec<Route> {
+    let mut all = routes();
+    all.extend(api::api(&api::Served::new(Vec::new(), false)));
+    all
+}
+
 /// The document, in OpenAPI 3.1.
 #[must_use]
 pub fn document() -> Value {
     let mut paths = json!({});
-    for route in routes() {
+    for route in all() {
         let method = route.method.as_str().to_ascii_lowercase();
         paths[route.path][method] = operation(&route);
     }
@@ -96,12 +106,22 @@ fn operation(route: &Route) -> Value {
         Access::Known => json!([{ "key": [] }]),
         Access::Needs(scope) => json!([{ "key": [scope.name()] }]),
     };
-    json!({
+    let mut operation = json!({
         "summary": route.about,
         "parameters": parameters,
         "security": security,
         "responses": { "200": { "description": "Done" }, "default": { "$ref": "#/components/responses/Error" } },
-    })
+    });
+    if route.method == Method::POST {
+        let mut fields = json!({});
+        for (name, about) in api::fields(route.path) {
+            fields[name] = json!({ "description": about });
+        }
+        let schema = json!({ "type": "object", "properties": fields });
+        operation["requestBody"] =
+            json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+    }
+    operation
 }
 
 pub(crate) async fn serve() -> axum::Json<Value> {
@@ -111,7 +131,7 @@ pub(crate) async fn serve() -> axum::Json<Value> {
 /// A page that needs no script.
 pub(crate) async fn docs() -> impl IntoResponse {
     let mut rows = String::new();
-    for route in routes() {
+    for route in all() {
         let needs = match route.access {
             Access::Anyone => "nothing",
             Access::Known => "a key",

@@ -290,6 +290,10 @@ fn models_tokens_templates_and_vectors() {
     for pooling in ["mean", "last", "cls"] {
         let body = json!({ "input": texts, "pooling": pooling });
         let answer = ok(&server, "/v1/embeddings", &body);
+        let mut packed = body.clone();
+        packed["encoding_format"] = json!("base64");
+        let packed = ok(&server, "/v1/embeddings", &packed);
+        assert!(packed["data"][0]["embedding"].as_str().unwrap().len() > 20);
         let vector = |i: usize| -> Vec<f64> {
             let list = answer["data"][i]["embedding"].as_array().unwrap();
             list.iter().map(|x| x.as_f64().unwrap()).collect()

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use server::metrics::{Form, METRICS};
-use server::{Access, KINDS, document, routes};
+use server::{Access, KINDS, all, document};
 
 fn docs(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -39,7 +39,7 @@ fn the_page_of_serving() {
         errors.push_str(&format!("| {status} | `{ty}` | `{code}` |\n"));
     }
     let mut paths = "| method | path | needs | what |\n|---|---|---|---|\n".to_owned();
-    for route in routes() {
+    for route in all() {
         let needs = match route.access {
             Access::Anyone => "nothing",
             Access::Known => "a key",
@@ -73,8 +73,8 @@ fn the_openapi_document() {
     let document = document();
     let paths = document["paths"].as_object().expect("paths");
     let operations: usize = paths.values().map(|p| p.as_object().unwrap().len()).sum();
-    assert_eq!(operations, routes().len(), "a route is there twice");
-    for route in routes() {
+    assert_eq!(operations, all().len(), "a route is there twice");
+    for route in all() {
         let operation = &paths[route.path][route.method.as_str().to_ascii_lowercase()];
         assert_eq!(operation["summary"], route.about);
         let open = operation["security"].as_array().unwrap().is_empty();

@@ -10,22 +10,12 @@ use super::{Format, LoadArgs, at_least_one};
 
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// The address to listen at; any but this machine's own needs keys or --no-auth
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1",
-        env = "PUNA_SERVE_HOST"
-    )]
-    pub host: IpAddr,
-    /// The port; 0: any that is free
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 7862,
-        env = "PUNA_SERVE_PORT"
-    )]
-    pub port: u16,
+    /// The address to listen at; any but this machine's own needs keys or --no-auth [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "PUNA_SERVE_HOST")]
+    pub host: Option<IpAddr>,
+    /// The port; 0: any that is free [default: 7862]
+    #[arg(long, value_name = "N", env = "PUNA_SERVE_PORT")]
+    pub port: Option<u16>,
     /// A MODEL to serve, repeatable [default: PUNA_MODEL, else smollm2:135m]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Vec<String>,

@@ -276,8 +276,8 @@ impl<'a> Bench<'a> {
         let need = cache.saturating_add(mapped).saturating_add(work);
         if let Some(free) = available_memory().filter(|&free| need > free) {
             let what = format!(
-                "a cache of {tokens} tokens needs {} ({} for the weights, {} for the cache, {} to \
-                 work in) and {} are free",
+                "a cache of {tokens} tokens needs {} of memory ({} for the weights, {} for the \
+                 cache, {} to work in) and {} are free",
                 size(need),
                 size(mapped),
                 size(cache),

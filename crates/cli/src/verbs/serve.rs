@@ -1,6 +1,6 @@
 //! `puna serve`: the HTTP server, until Ctrl-C or SIGTERM.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +9,22 @@ use engine::{Scheduler, SchedulerParams};
 use server::{Auth, Clock, Model, Served, Settings, Shutdown, State};
 
 use crate::args::ServeArgs;
-use crate::exit::usage;
+use crate::exit::{Code, failure, usage};
 use crate::verbs::sampling;
-use crate::{interrupt, load, memory, out};
+use crate::{config, interrupt, load, memory, out};
+
+/// P-U-N-A on a keypad.
+const PORT: u16 = 7862;
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     refuse_unready(args)?;
-    let state = State::open(settings(args)?, &super::key::database(args.state.as_ref())?)?;
-    let listener = TcpListener::bind((args.host, args.port))
-        .with_context(|| format!("cannot listen at {}, port {}", args.host, args.port))?;
+    let (host, port) = address(args)?;
+    let state = State::open(
+        settings(args, host)?,
+        &super::key::database(args.state.as_ref())?,
+    )?;
+    let listener = TcpListener::bind((host, port))
+        .with_context(|| format!("cannot listen at {host}, port {port}"))?;
     let served = Served::new(models(args, state.clock())?, args.strict);
     state.set_models(served.ids());
     let mut routes = server::routes();
@@ -110,7 +117,24 @@ fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> 
     })
 }
 
-fn settings(args: &ServeArgs) -> Result<Settings> {
+/// Where to listen: what was typed, else puna.toml's, else this machine's own address.
+fn address(args: &ServeArgs) -> Result<(IpAddr, u16)> {
+    let host = match (args.host, config::get().serve("host")) {
+        (Some(host), _) => host,
+        (None, Some(host)) => host.parse().map_err(|_| {
+            let what = format!("puna.toml: serve.host {host:?} is no address");
+            failure(Code::Failed, what, "127.0.0.1, or 0.0.0.0 for all")
+        })?,
+        (None, None) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    let port = config::get().serve("port");
+    let port = args
+        .port
+        .or_else(|| port.and_then(|port| port.parse().ok()));
+    Ok((host, port.unwrap_or(PORT)))
+}
+
+fn settings(args: &ServeArgs, address: IpAddr) -> Result<Settings> {
     let (guard, limits) = (&args.guard, &args.limits);
     let clock = Clock::System;
     let api_keys = match &guard.api_key_file {
@@ -118,7 +142,7 @@ fn settings(args: &ServeArgs) -> Result<Settings> {
         None => Vec::new(),
     };
     Ok(Settings {
-        address: args.host,
+        address,
         no_auth: guard.no_auth,
         api_keys,
         clock,

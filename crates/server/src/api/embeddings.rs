@@ -1,6 +1,7 @@
 //! `/v1/embeddings`: texts as vectors of the model's last hidden states.
 
 use axum::response::{IntoResponse, Response};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use engine::{Pooling, Request, Update, Want};
 use serde_json::{Value, json};
 
@@ -40,9 +41,11 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
         let what = format!("can only be {hidden}: this model's vectors have no shorter form");
         return Err(invalid("dimensions", &what));
     }
-    if given("encoding_format").is_some_and(|f| *f != "float") {
-        return Err(invalid("encoding_format", "can only be float"));
-    }
+    let packed = match given("encoding_format").map(Value::as_str) {
+        None | Some(Some("float")) => false,
+        Some(Some("base64")) => true,
+        Some(_) => return Err(invalid("encoding_format", "must be float or base64")),
+    };
     let pooling = match given("pooling") {
         None => Pooling::Mean,
         Some(v) => {
@@ -87,6 +90,11 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
             }
         };
         let vector = if normalize { unit(vector) } else { vector };
+        let vector = if packed {
+            in_base64(&vector)
+        } else {
+            json!(vector)
+        };
         data.push(json!({ "object": "embedding", "index": index, "embedding": vector }));
     }
     let answer = json!({
@@ -94,6 +102,12 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
         "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     });
     Ok(axum::Json(answer).into_response())
+}
+
+/// The numbers' bytes, little-endian, as clients ask for them who save room.
+fn in_base64(vector: &[f32]) -> Value {
+    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+    BASE64_STANDARD.encode(bytes).into()
 }
 
 /// The vector of the same direction and length 1.

@@ -140,6 +140,51 @@ struct Call {
     body: Body,
 }
 
+/// (route, field, what it says) of the routes that no table of parameters describes.
+const FIELDS: [(&str, &str, &str); 14] = [
+    ("/v1/embeddings", "model", MODEL),
+    (
+        "/v1/embeddings",
+        "input",
+        "A text, texts, token ids, or lists of them",
+    ),
+    ("/v1/embeddings", "encoding_format", "float or base64"),
+    ("/v1/embeddings", "dimensions", "The model's own number"),
+    ("/v1/embeddings", "pooling", "mean, last or cls"),
+    (
+        "/v1/embeddings",
+        "normalize",
+        "Whether vectors have length 1",
+    ),
+    ("/tokenize", "model", MODEL),
+    ("/tokenize", "content", "The text"),
+    ("/tokenize", "add_special", "Begin as a prompt begins"),
+    ("/tokenize", "with_pieces", "Each token's text as well"),
+    ("/detokenize", "model", MODEL),
+    ("/detokenize", "tokens", "The ids"),
+    ("/apply-template", "model", MODEL),
+    ("/apply-template", "messages", "The conversation"),
+];
+const MODEL: &str = "The model's name; may be left out where there is one only";
+
+/// The fields that the body of a route may have, and what they say.
+pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
+    let of = |route: table::On| {
+        let known = table::PARAMS
+            .iter()
+            .filter(move |p| p.1.knows(route) && !matches!(p.2, table::Treat::Refused(_)));
+        known.map(|p| (p.0, p.3)).collect()
+    };
+    match path {
+        "/v1/chat/completions" => of(table::On::Chat),
+        "/v1/completions" => of(table::On::Completions),
+        _ => {
+            let own = FIELDS.iter().filter(|(of, ..)| *of == path);
+            own.map(|(_, name, about)| (*name, *about)).collect()
+        }
+    }
+}
+
 /// A field that makes no sense.
 fn invalid(param: &str, what: &str) -> ApiError {
     ApiError::new(Kind::Invalid, format!("{param} {what}")).param(param)

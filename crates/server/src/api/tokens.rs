@@ -61,7 +61,7 @@ pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
 /// The conversation as the model reads it.
 pub(crate) async fn apply_template(call: Call) -> Result<Response, ApiError> {
     let model = call.served.of(&call.body)?;
-    let messages = messages(&call.body)?;
+    let messages = model.opened(messages(&call.body)?);
     let prompt = aside(move || Ok(template(&model)?.render(&messages, &options())?));
     Ok(axum::Json(json!({ "prompt": prompt.await? })).into_response())
 }
