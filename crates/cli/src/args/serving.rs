@@ -60,7 +60,7 @@ pub struct GuardArgs {
         value_delimiter = ','
     )]
     pub allowed_host: Vec<String>,
-    /// An origin whose pages may call this server: https://chat.example (repeatable)
+    /// An origin whose pages may call this server, with its scheme (repeatable)
     #[arg(
         long,
         value_name = "ORIGIN",
