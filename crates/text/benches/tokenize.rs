@@ -1,7 +1,5 @@
 //! How fast text becomes ids and ids become text, in MB/s on one thread: `cargo bench -p text`.
 //!
-//! On Linux the time is that of the thread on its processor, so that other programs disturb less.
-//!
 //! For each vocabulary in turns: Puna from the file that carries it, Puna from a `tokenizer.json` of the same
 //! vocabulary, and the `tokenizers` crate from that. The three must give the same ids. Medians of several rounds.
 //!
@@ -142,12 +140,11 @@ fn measure(
         ids.iter().map(stream).sum()
     };
 
-    let start = Instant::now();
     let mut speeds: [Vec<f64>; 4] = Default::default();
     let time = |run: &mut dyn FnMut(), speeds: &mut Vec<f64>| {
-        let begin = seconds(start);
+        let start = Instant::now();
         run();
-        speeds.push(bytes as f64 / 1e6 / (seconds(start) - begin));
+        speeds.push(bytes as f64 / 1e6 / start.elapsed().as_secs_f64());
     };
     for _ in 0..rounds {
         let (mut ids, mut others, mut back) = (Vec::new(), Vec::new(), 0);
@@ -178,14 +175,6 @@ fn measure(
         median(ratios)
     );
     Ok(())
-}
-
-/// The thread's time on a processor, as Linux counts it; elsewhere the time since `start`.
-fn seconds(start: Instant) -> f64 {
-    let counted = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds: Option<f64> = counted.split(' ').next().and_then(|n| n.parse().ok());
-    let nanoseconds = nanoseconds.filter(|n| *n > 0.0);
-    nanoseconds.map_or_else(|| start.elapsed().as_secs_f64(), |n| n * 1e-9)
 }
 
 fn median(mut values: Vec<f64>) -> String {
