@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use hub::Hub;
 use serde_json::json;
 use server::{Clock, Entry, Key, NewKey, Quotas, Scope, Store, Usage};
 
-use crate::args::{KeyArgs, KeyAuditArgs, KeyCreateArgs, KeyUsageArgs, KeyVerb};
-use crate::out;
+use crate::args::{KeyArgs, KeyAuditArgs, KeyCreateArgs, KeyUsageArgs, KeyVerb, NetArgs};
+use crate::{load, out};
 
 /// The database: as typed, else `server.sqlite` in Puna's home.
 pub fn database(typed: Option<&PathBuf>) -> Result<PathBuf> {
     match typed {
         Some(path) => Ok(path.clone()),
-        None => Ok(Hub::from_env(true)?.home().join("server.sqlite")),
+        None => Ok(load::hub(NetArgs { offline: true })?
+            .home()
+            .join("server.sqlite")),
     }
 }
 
