@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use engine::Adaptation;
-use model::{Adapter, Config, ControlVector, Directions, Lora, Weights};
+use model::convert::Input;
+use model::{Adapter, ControlVector, Directions, Lora, Weights};
 
 use crate::args::LoadArgs;
 use crate::exit::usage;
@@ -94,10 +95,14 @@ pub fn beside(args: &LoadArgs, weights: &Weights) -> Result<Adaptation> {
 }
 
 /// The adapters to merge into a model.
-pub fn merged(typed: &[String], base: &Config) -> Result<Vec<(Lora, f32)>> {
+pub fn merged(typed: &[String], base: &Input) -> Result<Vec<(Lora, f32)>> {
+    if typed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let base = base.config()?;
     let one = |typed: &String| {
         let (path, scale) = scaled(typed)?;
-        let lora = Lora::open(&path, base).map_err(|e| named(&path, e))?;
+        let lora = Lora::open(&path, &base).map_err(|e| named(&path, e))?;
         Ok((lora, scale))
     };
     typed.iter().map(one).collect()

@@ -331,11 +331,25 @@ pub fn find(typed: &str, net: NetArgs) -> Result<PathBuf> {
     Ok(resolve(&hub(net)?, typed)?.path)
 }
 
-/// Where MODEL lies, and its licence, as far as the hub or the files know it.
-pub fn find_with_licence(typed: &str, net: NetArgs) -> Result<(PathBuf, Option<String>)> {
+/// What a file is made of.
+pub struct Material {
+    pub path: PathBuf,
+    /// As far as the hub or the files know it.
+    pub licence: Option<String>,
+    /// Those of a made model, as `--adapter` takes them.
+    pub adapters: Vec<String>,
+}
+
+/// Finds MODEL to make a file of it.
+pub fn material(typed: &str, net: NetArgs) -> Result<Material> {
     let found = find_model(net, typed)?;
+    let adapters = adapters(&found);
     let licence = found.licence.or_else(|| hub::licence_of(&found.path));
-    Ok((found.path, licence))
+    Ok(Material {
+        path: found.path,
+        licence,
+        adapters,
+    })
 }
 
 /// The tokenizer of MODEL, or a bare tokenizer file.

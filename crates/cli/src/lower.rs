@@ -235,8 +235,9 @@ const GO_FORMATS: [(&str, &[&str], &[&str]); 3] = [
     ),
     (
         "llama2",
-        &["[INST]", "[/INST]"],
-        &["<<SYS>>", "<</SYS>>", "<s>", "</s>"],
+        // Without the marks of a system message it is Mistral's.
+        &["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"],
+        &["<s>", "</s>"],
     ),
     (
         "chatml",
@@ -262,8 +263,9 @@ fn go_format(text: &str) -> Option<&'static str> {
         }
         outside.push('\n');
     }
-    // Texts in an action are texts of the prompt.
-    if actions.contains(".Tool") {
+    // Texts in an action are texts of the prompt; these two kinds are not looked into.
+    let unread = actions.contains('`') || actions.contains("\\\"");
+    if unread || actions.contains(".Tool") {
         return None;
     }
     let spoken: String = actions
@@ -305,6 +307,16 @@ mod tests {
             ("You are a pirate. {{ .Prompt }}", true, None),
             (
                 "{{ if eq .Role \"user\" }}[INST]Arr! {{ .Prompt }}[/INST]{{ end }}",
+                true,
+                None,
+            ),
+            (
+                "[INST] {{ if .System }}{{ .System }} {{ end }}{{ .Prompt }} [/INST]",
+                true,
+                None,
+            ),
+            (
+                "{{ print `In French.` }}<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n",
                 true,
                 None,
             ),

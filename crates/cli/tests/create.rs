@@ -202,6 +202,16 @@ fn adapters_come_along() {
         assert_eq!(logits(&[name]), beside, "{name}");
         assert_ne!(beside, bare, "{name}");
     }
+    // Made again from its own print, and of a made model: each adapter acts once.
+    create(&home, "over", "FROM one\nSYSTEM x").succeeded();
+    let printed = home.run(&["show", "over", "--modelfile"]).text();
+    assert!(!printed.contains("ADAPTER"), "{printed}");
+    create(&home, "again", &printed).succeeded();
+    assert_eq!(logits(&["again"]), logits(&["one"]));
+    // A file made of it has them too.
+    home.run(&["convert", "one", "merged.gguf", "--type", "f32"])
+        .succeeded();
+    assert_ne!(logits(&["./merged.gguf"]), bare);
 }
 
 #[test]

@@ -8,6 +8,10 @@ use serde_json::Value;
 
 use crate::error::Error;
 
+/// Most sequence breakers of DRY, and the bytes of one: each is sought in every piece of the vocabulary.
+const MOST_BREAKERS: usize = 64;
+const LONGEST_BREAKER: usize = 64;
+
 /// All that shapes the choice of the next token. See [`crate::sampler`] for the order in which
 /// the steps run.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,6 +165,11 @@ impl SamplerParams {
         if self.dry_sequence_breakers.iter().any(String::is_empty) {
             let range = "strings of at least one character";
             return Err(bad("dry_sequence_breakers", "\"\"", range.into()));
+        }
+        let breakers = &self.dry_sequence_breakers;
+        if breakers.len() > MOST_BREAKERS || breakers.iter().any(|b| b.len() > LONGEST_BREAKER) {
+            let (value, range) = (breakers.len(), "up to 64 strings of up to 64 bytes");
+            return Err(bad("dry_sequence_breakers", value, range.into()));
         }
         for (id, bias) in &self.logit_bias {
             if bias.is_nan() || *bias == f32::INFINITY {

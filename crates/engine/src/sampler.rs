@@ -155,11 +155,15 @@ impl Sampler {
                 let Some(logit) = row.get_mut(id as usize) else {
                     continue;
                 };
-                *logit = logit.min(f32::MAX);
-                let banned = logits[id as usize] == f32::NEG_INFINITY || bans(id);
-                if *logit == f32::NEG_INFINITY && !banned {
+                let lost = *logit == f32::NEG_INFINITY;
+                if lost && logits[id as usize] != f32::NEG_INFINITY && !bans(id) {
                     *logit = f32::MIN;
                 }
+            }
+        }
+        for &id in touched.clone() {
+            if let Some(logit) = row.get_mut(id as usize) {
+                *logit = logit.min(f32::MAX);
             }
         }
         self.scan.look_again(row, touched);
@@ -216,6 +220,9 @@ impl Sampler {
             return Ok(list[0].id);
         }
         filters::temperature(&mut list, t);
+        if list.is_empty() {
+            return Err(Error::NoCandidates);
+        }
         let u = uniform(p.seed, self.choice, position, Stream::Token);
         let chosen = filters::draw(&mut list, u);
         Ok(list[chosen].id)
@@ -228,6 +235,9 @@ impl Sampler {
         };
         filters::temperature(&mut list, self.params.temperature);
         mirostat.cut(&mut list);
+        if list.is_empty() {
+            return Err(Error::NoCandidates);
+        }
         let u = uniform(self.params.seed, self.choice, position, Stream::Token);
         let chosen = filters::draw(&mut list, u);
         mirostat.observe(filters::probabilities(&list)[chosen]);
@@ -321,6 +331,20 @@ mod tests {
         let row = [f32::NEG_INFINITY, f32::MIN, 5.0];
         let got = sampler(params, 3).sample(&row, &[0, 1, 2]);
         assert_eq!(got.unwrap(), 1);
+    }
+
+    /// Biases that add up beyond f32's range leave a token to draw.
+    #[test]
+    fn huge_biases_draw_a_token() {
+        for mirostat in [0, 1, 2] {
+            let params = SamplerParams {
+                mirostat,
+                logit_bias: vec![(1, f32::MAX), (1, f32::MAX)],
+                ..SamplerParams::default()
+            };
+            let mut sampler = sampler(params, 3);
+            assert_eq!(sampler.sample(&[1.0, 2.0, 3.0], &[]).unwrap(), 1);
+        }
     }
 
     #[test]

@@ -189,7 +189,10 @@ impl Scheduler {
             cancel: cancel.clone(),
             submitted: Instant::now(),
         };
-        jobs.send(job).map_err(|_| Error::Stopped)?;
+        if jobs.send(job).is_err() {
+            waiting.fetch_sub(1, order);
+            return Err(Error::Stopped);
+        }
         Ok(Replies::new(replies, cancel))
     }
 

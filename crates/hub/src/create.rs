@@ -184,12 +184,12 @@ impl Hub {
         for file in choice.files {
             self.copy_in(&mut draft, &folder.join(&file.path), file.path, progress)?;
         }
-        let first = draft
-            .manifest
-            .files
-            .first()
-            .map(|file| folder.join(&file.path));
-        draft.manifest.licence = first.and_then(|first| crate::licence::of_file(&first));
+        let first = draft.manifest.files.first();
+        let first = first.map(|file| folder.join(&file.path));
+        draft.manifest.licence = match draft.manifest.directory {
+            true => crate::licence_of(&folder),
+            false => first.and_then(|first| crate::licence::of_file(&first)),
+        };
         Ok(draft)
     }
 

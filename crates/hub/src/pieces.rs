@@ -254,6 +254,12 @@ impl Shared<'_> {
         let answer = http.send(&ask, &mut ear).await?;
         match answer.response.status().as_u16() {
             206 => {}
+            // One answer of something in between must not cost what is here.
+            200 if !locked(&self.pieces).done.is_empty() => {
+                return Err(Fault::again(
+                    "the server gave the whole file for a part of it",
+                ));
+            }
             200 => {
                 self.no_ranges.store(true, Ordering::Relaxed);
                 self.stop.store(true, Ordering::Relaxed);

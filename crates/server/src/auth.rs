@@ -63,7 +63,12 @@ fn principal(
             request,
         });
     }
-    match state.auth() {
+    let auth = match state.auth() {
+        // A key was made since the start: from then on one is needed.
+        Auth::Open if !state.settings().no_auth && state.keys().any_now()? => Auth::Keys,
+        auth => auth,
+    };
+    match auth {
         // Other servers' clients send a key even where none is needed: it is nobody's.
         Auth::Open => Ok(Principal {
             key: LOCAL.into(),

@@ -189,8 +189,12 @@ pub(crate) async fn guard(With(state): With<State>, request: Request, next: Next
         && request
             .headers()
             .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let wanted = request
+        .headers()
+        .get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+    let wanted = wanted.cloned();
     let mut answer = match (&told, asks) {
-        (Some(_), true) => allowed_methods(),
+        (Some(_), true) => allowed_methods(wanted),
         _ => next.run(request).await,
     };
     let headers = answer.headers_mut();
@@ -206,20 +210,22 @@ pub(crate) async fn guard(With(state): With<State>, request: Request, next: Next
 }
 
 /// What a page of an allowed origin may send. No cookies: there are none.
-fn allowed_methods() -> Response {
+/// Headers are those it asks for: clients have their own, and none opens anything that keys do not.
+fn allowed_methods(wanted: Option<HeaderValue>) -> Response {
     let mut answer = (StatusCode::NO_CONTENT, Body::empty()).into_response();
     for (name, value) in [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, DELETE"),
-        (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "authorization, content-type, x-api-key, x-request-id",
-        ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ] {
         answer
             .headers_mut()
             .insert(name, HeaderValue::from_static(value));
     }
+    let usual = HeaderValue::from_static("authorization, content-type, x-api-key, x-request-id");
+    answer.headers_mut().insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        wanted.unwrap_or(usual),
+    );
     answer
 }
 

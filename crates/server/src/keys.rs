@@ -187,9 +187,26 @@ impl Keys {
         Ok(Keys { file, kept })
     }
 
-    /// Was there ever a key?
+    /// Was there ever a key, as far as was seen?
     pub(crate) fn any(&self) -> bool {
         !self.file.is_empty() || !self.kept().keys.is_empty()
+    }
+
+    /// The same, after a look.
+    pub(crate) fn any_now(&self) -> Result<bool, Error> {
+        drop(self.look()?);
+        Ok(self.any())
+    }
+
+    /// Takes over what was made or revoked meanwhile.
+    fn look(&self) -> Result<MutexGuard<'_, Kept>, Error> {
+        let mut kept = self.kept();
+        let changes = kept.store.key_changes()?;
+        if changes != kept.changes {
+            kept.keys = kept.store.keys()?;
+            kept.changes = changes;
+        }
+        Ok(kept)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -200,12 +217,7 @@ impl Keys {
     /// whether keys have changed: one that was revoked opens nothing from then on.
     pub(crate) fn find(&self, secret: &str, now: u64) -> Result<Option<Key>, Error> {
         let hash = hash(secret);
-        let mut kept = self.kept();
-        let changes = kept.store.key_changes()?;
-        if changes != kept.changes {
-            kept.keys = kept.store.keys()?;
-            kept.changes = changes;
-        }
+        let kept = self.look()?;
         let found = pick(&self.file, &hash, now);
         Ok(found.or(pick(&kept.keys, &hash, now)).cloned())
     }

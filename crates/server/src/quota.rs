@@ -65,6 +65,18 @@ struct Used {
     month_tokens: u64,
 }
 
+impl Used {
+    /// Buckets start fuller than any quota: filling cuts them down to the key's own.
+    fn new(now: u64) -> Used {
+        Used {
+            requests: Bucket::full(u32::MAX, now),
+            tokens: Bucket::full(u32::MAX, now),
+            month: month_began(now),
+            month_tokens: 0,
+        }
+    }
+}
+
 /// What all keys have used.
 #[derive(Debug, Default)]
 pub(crate) struct Meter(Mutex<HashMap<Arc<str>, Used>>);
@@ -129,9 +141,11 @@ impl Meter {
     pub(crate) fn new(month: Vec<(String, u64)>, now: u64) -> Meter {
         let meter = Meter::default();
         for (key, tokens) in month {
-            let mut all = meter.all();
-            let used = used(&mut all, &Arc::from(key), &Quotas::default(), now);
-            used.month_tokens = tokens;
+            let used = Used {
+                month_tokens: tokens,
+                ..Used::new(now)
+            };
+            meter.all().insert(Arc::from(key), used);
         }
         meter
     }
@@ -199,13 +213,7 @@ fn used<'a>(
     now: u64,
 ) -> &'a mut Used {
     let (rpm, tpm) = (quotas.rpm.unwrap_or(0), quotas.tpm.unwrap_or(0));
-    let used = all.entry(key.clone()).or_insert_with(|| Used {
-        requests: Bucket::full(u32::MAX, now),
-        tokens: Bucket::full(u32::MAX, now),
-        month: month_began(now),
-        month_tokens: 0,
-    });
-    // A bucket starts fuller than any quota: filling cuts it down to the key's own.
+    let used = all.entry(key.clone()).or_insert_with(|| Used::new(now));
     used.requests.fill(rpm, now);
     used.tokens.fill(tpm, now);
     let month = month_began(now);
@@ -339,5 +347,13 @@ mod tests {
         ] {
             assert_eq!(span(Duration::from_millis(ms)), text);
         }
+    }
+
+    #[test]
+    fn a_restart_does_not_empty_the_minute() {
+        let key: Arc<str> = "k".into();
+        let meter = Meter::new(vec![("k".into(), 5)], 1_000);
+        assert!(meter.admit(&key, &quotas(1, 10, 100), 1_000).0.is_ok());
+        assert_eq!(meter.month_tokens("k", 1_000), 5);
     }
 }

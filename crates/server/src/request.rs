@@ -168,6 +168,12 @@ struct End {
     status: u16,
 }
 
+/// A method as a label: any word may be one, and each label is kept.
+fn known(method: &str) -> &str {
+    const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+    KNOWN.into_iter().find(|m| *m == method).unwrap_or("other")
+}
+
 impl Drop for End {
     fn drop(&mut self) {
         let (metrics, route) = (self.state.metrics(), &*self.tracked.route);
@@ -176,7 +182,7 @@ impl Drop for End {
         metrics.observe(Metric::HttpDuration, &[route], seconds);
         metrics.add(
             Metric::HttpRequests,
-            &[route, &self.method, &self.status.to_string()],
+            &[route, known(&self.method), &self.status.to_string()],
             1,
         );
         let notes = self.tracked.notes();

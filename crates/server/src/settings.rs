@@ -62,7 +62,7 @@ impl Default for Settings {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             tls: None,
-            max_body: 16 << 20,
+            max_body: 4 << 20,
             max_connections: 1000,
             max_requests: 256,
             header_timeout: Duration::from_secs(30),

@@ -373,3 +373,38 @@ fn the_page_of_the_api() {
         "docs/api.md is not what the code says; PUNA_BLESS=1 renews it"
     );
 }
+
+/// What no answer needs and what would stop the engine is refused, and the server answers on.
+#[test]
+fn extreme_samplers_harm_nobody() {
+    let (server, _served) = serve(64, false);
+    let biases: serde_json::Map<String, Value> =
+        (0..2000).map(|id| (id.to_string(), json!(1))).collect();
+    let breakers: Vec<String> = (0..100).map(|i| i.to_string()).collect();
+    for refused in [
+        json!({ "logit_bias": { "5": 3.4e38 } }),
+        json!({ "logit_bias": { "5": 1, "05": 1 } }),
+        json!({ "logit_bias": biases }),
+        json!({ "dry_sequence_breakers": breakers }),
+        json!({ "dry_sequence_breakers": ["x".repeat(100)] }),
+        json!({ "stop": "x".repeat(300) }),
+    ] {
+        let mut body = refused;
+        body["prompt"] = json!("Hi");
+        post(&server, "/v1/completions", &body).refused(400, "invalid_request");
+    }
+    let everything: serde_json::Map<String, Value> =
+        (0..512).map(|id| (id.to_string(), json!(-10000))).collect();
+    for mirostat in [0, 1, 2] {
+        let body = json!({
+            "prompt": "Hi", "max_tokens": 3, "mirostat": mirostat, "temperature": 1e-30,
+            "logit_bias": everything, "repeat_penalty": 1000,
+        });
+        ok(&server, "/v1/completions", &body);
+    }
+    let unknown: serde_json::Map<String, Value> =
+        (0..1000).map(|i| (format!("x{i}"), json!(i))).collect();
+    let mut body = Value::Object(unknown);
+    body["prompt"] = json!("Hi");
+    ok(&server, "/v1/completions", &body);
+}

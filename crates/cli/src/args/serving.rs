@@ -97,7 +97,7 @@ pub struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = at_least_one)]
     pub max_connections: usize,
     /// The longest body of a request, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, value_parser = at_least_one)]
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = at_least_one)]
     pub max_body: usize,
     /// Seconds that running answers have when the server ends
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]

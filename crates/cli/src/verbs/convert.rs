@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::args::{ConvertArgs, Format};
 use crate::exit::{Code, failure, usage};
+use crate::load::Material;
 use crate::{adapt, interrupt, load, machine, out};
 
 /// What a directory carries beside its weights.
@@ -55,12 +56,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         let what = "a Hugging Face directory holds f32, f16 or bf16";
         return Err(usage(what, "name a file OUT.gguf for q8_0"));
     }
-    let (path, licence) = load::find_with_licence(&args.input, args.net)?;
+    let Material {
+        path,
+        licence,
+        adapters,
+    } = load::material(&args.input, args.net)?;
     let input = Input::open(&path)?;
-    let adapters = match args.adapter.is_empty() {
-        true => Vec::new(),
-        false => adapt::merged(&args.adapter, &input.config()?)?,
-    };
+    let adapters = [adapters, args.adapter.clone()].concat();
+    let adapters = adapt::merged(&adapters, &input)?;
     let steps = if gguf {
         to_gguf(args, &input, recipe, adapters, licence.as_deref())?
     } else {

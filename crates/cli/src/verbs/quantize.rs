@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::{Format, QuantizeArgs};
 use crate::exit::{Code, failure, usage};
+use crate::load::Material;
 use crate::{interrupt, load, machine, out};
 
 #[derive(Serialize)]
@@ -57,9 +58,14 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let imatrix = args.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let file = args.imatrix.as_deref().map(Path::display);
     let file = file.map(|f| f.to_string()).unwrap_or_default();
-    let (input, licence) = load::find_with_licence(&args.input, args.net)?;
-    let source =
-        super::convert::gguf_source(&Input::open(&input)?, Vec::new(), licence.as_deref())?;
+    let Material {
+        path: input,
+        licence,
+        adapters,
+    } = load::material(&args.input, args.net)?;
+    let opened = Input::open(&input)?;
+    let adapters = crate::adapt::merged(&adapters, &opened)?;
+    let source = super::convert::gguf_source(&opened, adapters, licence.as_deref())?;
     let wanted = Wanted {
         recipe,
         imatrix: imatrix.as_ref().map(|i| (i, file.as_str())),

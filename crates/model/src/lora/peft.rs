@@ -72,6 +72,8 @@ const ENDS: [(&str, End); 6] = [
     (".lora_magnitude_vector.weight", End::Magnitude),
 ];
 
+/// Most patterns of a setting: each is compiled and kept.
+const MOST_PATTERNS: usize = 1024;
 /// A pattern may not grow larger than this when it is compiled.
 const MAX_PATTERN: usize = 1 << 16;
 
@@ -241,6 +243,10 @@ fn patterns<T>(
 ) -> Result<Vec<(Regex, T)>> {
     match &json[key] {
         value if is_empty(value) => Ok(Vec::new()),
+        Value::Object(map) if map.len() > MOST_PATTERNS => Err(Error::Config(format!(
+            "`{key}` of adapter_config.json has {} patterns; {MOST_PATTERNS} are the most",
+            map.len()
+        ))),
         Value::Object(map) => map
             .iter()
             .map(|(pattern, value)| {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update, Want};
+use engine::{
+    FinishReason, GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update, Want,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -45,17 +47,35 @@ pub(crate) struct Choice {
     pub(crate) index: usize,
     pub(crate) replies: Replies,
     pub(crate) tally: Tally,
+    /// The prompt's tokens, for one of its answers: what never ran costs nothing.
+    bill: u64,
     pub(crate) prompt_tokens: usize,
 }
 
 impl Choice {
     /// The next update, counted.
     pub(crate) async fn next(&mut self) -> Result<Update, ApiError> {
+        let update = self.replies.next().await;
+        if let Some(Update::Started(_)) = &update {
+            self.tally.prompt = self.bill;
+        }
         let id = &self.tally.model.id;
         let metrics = self.tally.state.metrics();
-        let update = self.replies.next().await;
         match &update {
-            None => return Err(engine::Error::Stopped.into()),
+            None => {
+                // Nobody answers any more: whoever routes requests should know.
+                self.tally
+                    .state
+                    .set_ready(self.tally.model.scheduler.is_alive());
+                return Err(engine::Error::Stopped.into());
+            }
+            // An answer that was given up must not look like a whole one.
+            Some(Update::Done(g)) if g.finish_reason == FinishReason::Cancelled => {
+                return Err(ApiError::new(
+                    Kind::Slow,
+                    "the answer was given up: nobody took it",
+                ));
+            }
             Some(Update::Started(start)) => {
                 metrics.observe(Metric::QueueTime, &[id], start.queued.as_secs_f64());
                 let looked = self.prompt_tokens as u64;
@@ -181,7 +201,8 @@ pub(crate) fn submit(
             choices.push(Choice {
                 index: choices.len(),
                 replies,
-                tally: tally(call, model, if choice == 0 { prompt.len() } else { 0 }),
+                tally: tally(call, model, 0),
+                bill: if choice == 0 { prompt.len() as u64 } else { 0 },
                 prompt_tokens: prompt.len(),
             });
         }

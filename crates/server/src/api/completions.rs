@@ -16,10 +16,10 @@ use crate::error::ApiError;
 /// Most prompts of one request.
 const MOST_PROMPTS: usize = 128;
 
-pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
+pub(crate) async fn answer(mut call: Call) -> Result<Response, ApiError> {
     let model = call.served.of(&call.body)?;
     let asked = Asked::read(&call.served, &model, &call.body, On::Completions)?;
-    let prompt = call.body.get("prompt").cloned().unwrap_or_default();
+    let prompt = call.body.remove("prompt").unwrap_or_default();
     call.state.keep_content(&call.who, || prompt.to_string());
     let prompts = {
         let model = model.clone();

@@ -70,25 +70,28 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
     call.state.afford(&call.who, tokens as u64)?;
     let mut waiting = Vec::new();
     for prompt in prompts {
-        let tally = tally(&call, &model, prompt.len());
+        let (tokens, tally) = (prompt.len() as u64, tally(&call, &model, 0));
         let replies = model.scheduler.submit(Request {
             prompt,
             want: Want::Embedding(pooling),
             root: root(&call, &model, ""),
             ..Request::default()
         })?;
-        waiting.push((replies, tally));
+        waiting.push((replies, tally, tokens));
     }
     let mut data = Vec::new();
-    for (index, (mut replies, _tally)) in waiting.into_iter().enumerate() {
+    for (index, (mut replies, mut tally, tokens)) in waiting.into_iter().enumerate() {
         let vector = loop {
             match replies.next().await {
                 Some(Update::Embedding(vector)) => break vector,
                 Some(Update::Failed(error)) => return Err(error.into()),
+                // What never ran costs nothing.
+                Some(Update::Started(_)) => tally.prompt = tokens,
                 Some(_) => {}
                 None => return Err(ApiError::new(Kind::Unready, "the engine has stopped")),
             }
         };
+        drop(tally);
         let vector = if normalize { unit(vector) } else { vector };
         let vector = if packed {
             in_base64(&vector)

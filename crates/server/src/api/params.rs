@@ -11,6 +11,7 @@ use crate::error::{ApiError, Kind};
 /// Most answers to one prompt, stop strings, and bytes of a salt.
 const MOST_ANSWERS: usize = 16;
 const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 256;
 const LONGEST_SALT: usize = 256;
 
 /// What a request asks for beside its prompt.
@@ -61,8 +62,15 @@ impl Asked {
             seed: u64::from_str_radix(&crate::random_hex::<8>(), 16).unwrap_or(0),
             ..model.sampler.clone()
         };
+        let mut unknown = Vec::new();
         for (name, value) in body.iter().filter(|(_, v)| !v.is_null()) {
-            check(served, &mut sampler, name, value, route)?;
+            if !check(served, &mut sampler, name, value, route)? {
+                unknown.push(name.chars().take(64).collect::<String>());
+            }
+        }
+        if !unknown.is_empty() {
+            let (count, some) = (unknown.len(), &unknown[..unknown.len().min(8)]);
+            tracing::warn!("a request says {count} things that are unknown: {some:?}");
         }
         let options = given(body, "stream_options").map(|v| {
             let options = v.as_object();
@@ -95,23 +103,24 @@ impl Asked {
     }
 }
 
-/// Does with one name what the table says.
+/// Does with one name what the table says; false if it is unknown.
 fn check(
     served: &Served,
     sampler: &mut SamplerParams,
     name: &str,
     value: &Value,
     route: On,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let found = PARAMS
         .iter()
         .find(|(n, on, ..)| *n == name && on.knows(route));
     match found.map(|(_, _, treat, about)| (treat, about)) {
-        Some((Treat::Honoured | Treat::Accepted, _)) => Ok(()),
+        Some((Treat::Honoured | Treat::Accepted, _)) => Ok(true),
         Some((Treat::Sampler(set), _)) => {
-            set(sampler, value).ok_or_else(|| invalid(name, "has a value of the wrong kind"))
+            let set = set(sampler, value).map(|()| true);
+            set.ok_or_else(|| invalid(name, "has a value of the wrong kind"))
         }
-        Some((Treat::Refused(neutral), _)) if neutral(value) => Ok(()),
+        Some((Treat::Refused(neutral), _)) if neutral(value) => Ok(true),
         Some((Treat::Refused(_), about)) => {
             let what = format!("{name} is not supported: {about}");
             Err(ApiError::new(Kind::Invalid, what).param(name))
@@ -120,13 +129,7 @@ fn check(
             let name: String = name.chars().take(64).collect();
             Err(invalid(&name, "is unknown, and this server is strict"))
         }
-        None => {
-            tracing::warn!(
-                "a request says {:?}, which is unknown",
-                name.chars().take(64).collect::<String>()
-            );
-            Ok(())
-        }
+        None => Ok(false),
     }
 }
 
@@ -155,12 +158,11 @@ fn stops(body: &Body) -> Result<Option<Vec<String>>, ApiError> {
     let Some(value) = given(body, "stop") else {
         return Ok(None);
     };
-    let list = strings(value).filter(|l| l.len() <= MOST_STOPS && l.iter().all(|s| !s.is_empty()));
+    let fits = |s: &String| (1..=LONGEST_STOP).contains(&s.len());
+    let list = strings(value).filter(|l| l.len() <= MOST_STOPS && l.iter().all(fits));
     list.map(Some).ok_or_else(|| {
-        invalid(
-            "stop",
-            "must be a text, or up to 16 texts that are not empty",
-        )
+        let what = "must be a text, or up to 16 texts, of 1 to 256 bytes each";
+        invalid("stop", what)
     })
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Each name is honoured, accepted because it cannot change the answer, or refused by name.
 
+use std::collections::BTreeMap;
+
 use engine::SamplerParams;
 use serde_json::Value;
 
@@ -74,9 +76,17 @@ pub(crate) fn strings(v: &Value) -> Option<Vec<String>> {
     }
 }
 
+/// Most biased tokens of a request, and the largest bias: it outweighs any logit.
+const MOST_BIASES: usize = 1024;
+const LARGEST_BIAS: f32 = 1e4;
+
+/// Each token once: `5` and `05` are the same.
 fn biases(v: &Value) -> Option<Vec<(u32, f32)>> {
+    let list = v.as_object().filter(|list| list.len() <= MOST_BIASES)?;
     let pair = |(id, bias): (&String, &Value)| Some((id.parse().ok()?, real(bias)?));
-    v.as_object()?.iter().map(pair).collect()
+    let found: BTreeMap<u32, f32> = list.iter().map(pair).collect::<Option<_>>()?;
+    let sound = found.values().all(|bias| bias.abs() <= LARGEST_BIAS);
+    (sound && found.len() == list.len()).then(|| found.into_iter().collect())
 }
 
 /// A seed of any sign, as clients send them.

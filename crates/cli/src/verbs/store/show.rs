@@ -124,7 +124,13 @@ pub fn show(args: &ShowArgs) -> Result<()> {
             from: found.name.clone(),
             ..Recipe::default()
         };
-        let text = hub::print_modelfile(found.recipe.as_ref().unwrap_or(&plain));
+        let mut recipe = found.recipe.unwrap_or(plain);
+        // What the base brings comes along with it.
+        let base = hub.resolve(&recipe.from, &mut crate::progress::Shown::new());
+        let brought = base.ok().and_then(|base| base.recipe);
+        let brought = brought.map_or(0, |base| base.adapters.len());
+        recipe.adapters.drain(..brought.min(recipe.adapters.len()));
+        let text = hub::print_modelfile(&recipe);
         let answer = serde_json::json!({ "name": found.name, "modelfile": text });
         return out::print(args.format.format, &answer, || text.trim_end().to_owned());
     }
