@@ -127,6 +127,28 @@ fn keys_open_it_and_revoked_ones_do_not() {
     home.run(&["key", "audit", "--verify"]).succeeded();
 }
 
+/// A key that is made while a server runs without keys closes it; words that are no method of HTTP's
+/// leave no label behind.
+#[test]
+fn what_changes_while_it_runs() {
+    let home = Home::new();
+    let server = Server::start(&home, &[]);
+    let status = |key: &str| server.ask("GET", "/v1/models", key, &Value::Null).0;
+    assert_eq!(status(""), 200);
+    server.ask("BREW", "/health", "", &Value::Null);
+    let (_, metrics) = server.ask("GET", "/metrics", "", &Value::Null);
+    assert!(
+        !metrics.contains("BREW") && metrics.contains("other"),
+        "{metrics}"
+    );
+    let made = home.run(&["key", "create", "--name", "me", "--format", "json"]);
+    let made = made.json();
+    assert_eq!(
+        (status(""), status(made["key"].as_str().unwrap())),
+        (401, 200)
+    );
+}
+
 #[test]
 fn what_cannot_be_is_refused_at_the_start() {
     let home = Home::new();
