@@ -38,15 +38,6 @@ pub fn uniform(seed: u64, choice: u64, position: u64, stream: Stream) -> f64 {
     (hash >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// A seed that differs from run to run, for callers that were given none. Not for secrets.
-pub fn fresh_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library keys each RandomState from the operating system's randomness.
-    std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,10 +85,5 @@ mod tests {
             let correlation = lag / N as f64 * 12.0;
             assert!(correlation.abs() < 0.015, "correlation {correlation}");
         }
-    }
-
-    #[test]
-    fn fresh_seeds_differ() {
-        assert_ne!(fresh_seed(), fresh_seed());
     }
 }

@@ -48,11 +48,6 @@ pub struct HfDir {
     pub tensors: Tensors,
 }
 
-/// Whether `path` is a directory with a `config.json`.
-pub fn is_hf_dir(path: impl AsRef<Path>) -> bool {
-    path.as_ref().join("config.json").is_file()
-}
-
 impl HfDir {
     /// Reads the JSON files and maps the weights.
     ///
