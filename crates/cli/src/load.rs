@@ -25,6 +25,7 @@ use crate::exit::{Code, failure, usage};
 use crate::lower::{Lower, Template};
 use crate::machine::{available_memory, size};
 use crate::memory::{Need, context};
+use crate::out;
 
 /// A model that is ready to run.
 pub struct Loaded {
@@ -130,8 +131,18 @@ pub fn kernels(args: &MachineArgs) -> Result<Arc<Kernels>> {
         None | Some(Compute::Fast) => kernels::Compute::Fast,
         Some(Compute::F32) => kernels::Compute::F32,
     };
-    let threads = args.threads.unwrap_or_else(crate::machine::threads);
-    Ok(Arc::new(Kernels::new(level, compute, threads)?))
+    Ok(Arc::new(Kernels::new(level, compute, threads(args))?))
+}
+
+/// Threads as asked for, but no more than there are processors for them.
+fn threads(args: &MachineArgs) -> usize {
+    let (asked, most) = (args.threads, crate::machine::processors());
+    if let Some(asked) = asked.filter(|asked| *asked > most) {
+        out::note(&format!(
+            "{asked} threads asked for, {most} used: this process has so many processors"
+        ));
+    }
+    asked.unwrap_or_else(crate::machine::threads).min(most)
 }
 
 fn level(args: &MachineArgs) -> Result<Level> {

@@ -7,8 +7,14 @@ use std::path::{Path, PathBuf};
 /// The default of `--threads`: the smallest of physical cores, CPU affinity and cgroup quota
 /// (the standard library knows the last two). Two threads on one core share its vector units.
 pub fn threads() -> usize {
-    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let allowed = processors();
     allowed.min(physical_cores().unwrap_or(allowed)).max(1)
+}
+
+/// Processors that the system gives this process: by CPU affinity and cgroup quota. A thread beyond them
+/// would hold up, at the end of every product, those that have one.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Physical cores of all packages; `None` where the topology cannot be read.

@@ -124,6 +124,20 @@ fn empty_variables_count_as_unset_and_options_beat_them() {
 }
 
 #[test]
+fn threads_beyond_the_processors_are_not_started() {
+    let most = std::thread::available_parallelism().map_or(1, usize::from);
+    let asked = (most + 6).to_string();
+    let model = fixture("gguf/llama3.f32.gguf");
+    let args = ["bench", &model, "-p", "8", "-n", "0", "--repeat", "1"];
+    let ran = puna(&[&args[..], &["--threads", &asked, "--format", "json"]].concat());
+    assert_eq!(ran.json()["results"][0]["threads"], most);
+    assert!(
+        ran.stderr
+            .contains(&format!("{asked} threads asked for, {most} used"))
+    );
+}
+
+#[test]
 fn a_context_beyond_memory_is_5_with_the_nearest_that_fits() {
     let model = fixture("models/llama3");
     let ran = puna(&["run", &model, "--ctx", "999999999999", "hello you"]);
