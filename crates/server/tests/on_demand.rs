@@ -47,6 +47,8 @@ fn tiny(id: &str, context: usize) -> Model {
 /// Four models of one size; the fifth is broken, the sixth panics.
 const IDS: [&str; 6] = ["a", "b:latest", "org/c:1", "d", "broken", "bug"];
 const EACH: u64 = 100;
+/// Longer than any stream here goes on.
+const CONTEXT: usize = 1 << 17;
 
 #[derive(Default)]
 struct Shelf {
@@ -99,7 +101,7 @@ impl Loader for Shelf {
             "broken" => Err("/secret/path: no model".to_owned()),
             "bug" => panic!("a bug in a loader"),
             _ => Ok(Loaded {
-                model: tiny(id, 8192),
+                model: tiny(id, CONTEXT),
                 bytes: EACH,
             }),
         }
@@ -125,7 +127,7 @@ fn serve(shelf: Shelf, keep_alive: &str, patience: Duration) -> (Server, Arc<She
     settings.no_auth = true;
     let server = Server::start_with(settings, |state| {
         let first = Loaded {
-            model: tiny("a", 8192),
+            model: tiny("a", CONTEXT),
             bytes: EACH,
         };
         let served = Served::on_demand(state, vec![first], on, false).unwrap();
@@ -178,7 +180,7 @@ struct Stream(BufReader<TcpStream>);
 impl Stream {
     fn of(server: &Server, model: &str) -> Stream {
         let body = json!({
-            "model": model, "prompt": "Hi", "max_tokens": 8000, "stream": true, "ignore_eos": true,
+            "model": model, "prompt": "Hi", "max_tokens": 100_000, "stream": true, "ignore_eos": true,
         });
         let body = body.to_string();
         let mut stream = server.connect();
@@ -231,7 +233,7 @@ fn a_model_is_loaded_once_for_all_who_ask() {
     assert!(is_loaded(&server, "a") && is_loaded(&server, "b:latest"));
     let list = listed(&server);
     assert_eq!(list.len(), IDS.len());
-    assert_eq!(list["b:latest"]["context"], 8192);
+    assert_eq!(list["b:latest"]["context"], CONTEXT);
     assert_eq!(
         (&list["d"]["size"], &list["d"]["created"]),
         (&json!(11), &json!(7))
@@ -246,14 +248,15 @@ fn a_model_is_loaded_once_for_all_who_ask() {
     let body = json!({ "prompt": "Hi", "max_tokens": 1 });
     assert_eq!(post(&server, "/v1/completions", &body).json()["model"], "a");
     let metrics = server.get("/metrics", ADMIN).body;
-    assert!(metrics.contains("puna_models_loaded 3"), "{metrics}");
+    assert!(metrics.contains("puna_models_loaded{} 3"), "{metrics}");
     let loads = "puna_model_load_seconds_count{model=\"b:latest\"} 1";
     assert!(metrics.contains(loads), "{metrics}");
     // What was used is on each model's account.
-    let usage = server.store().usage(0, u64::MAX).unwrap();
-    let models: Vec<&str> = usage.iter().map(|u| u.model.as_str()).collect();
     for id in ["a", "b:latest", "org/c:1"] {
-        assert!(models.contains(&id), "{models:?}");
+        until("the usage is written", || {
+            let usage = server.store().usage(0, 1 << 50).unwrap();
+            usage.iter().any(|row| row.model == id)
+        });
     }
 }
 
@@ -356,7 +359,7 @@ fn what_nobody_uses_is_unloaded_in_time() {
     until("a goes at once", || !is_loaded(&server, "a"));
     ask(json!("soon")).refused(400, "invalid_request");
     let metrics = server.get("/metrics", ADMIN).body;
-    assert!(metrics.contains("puna_models_loaded 0"), "{metrics}");
+    assert!(metrics.contains("puna_models_loaded{} 0"), "{metrics}");
     assert!(
         metrics.contains("puna_model_unloads_total{model=\"a\",why=\"idle\"} 3"),
         "{metrics}"
