@@ -3,12 +3,13 @@
 #![no_main]
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use server::{Settings, guard, parse_file, presented};
+use server::{KeepAlive, Settings, guard, parse_file, presented};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = guard::host_name(text);
         let _ = guard::origin_authority(text);
+        let _ = text.parse::<KeepAlive>();
         for key in parse_file(text, 0).unwrap_or_default() {
             assert!(!key.scopes.is_empty() && key.id.starts_with("key-"));
         }

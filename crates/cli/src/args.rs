@@ -552,9 +552,13 @@ fn without_empty_env(command: clap::Command) -> clap::Command {
 /// Settings of the machine from puna.toml stand where an option's default would.
 fn with_settings(command: clap::Command, config: &'static Config) -> clap::Command {
     command.mut_subcommands(|verb| {
+        let serves = verb.get_name() == "serve";
         verb.mut_args(|arg| {
-            let long = arg.get_long().filter(|long| config::MACHINE.contains(long));
-            match long.and_then(|long| config.general(long)) {
+            let long = arg.get_long();
+            let machine = long.filter(|long| config::MACHINE.contains(long));
+            let serve = long.filter(|long| serves && config::RESIDENCE.contains(long));
+            let said = machine.and_then(|long| config.general(long));
+            match said.or_else(|| config.serve(serve?)) {
                 // A switch shows no default.
                 Some(value) => match arg.get_action().takes_values() {
                     true => arg.default_value(value).hide_default_value(true),

@@ -7,6 +7,7 @@
 //!
 //! [serve]
 //! port = 7862                # PUNA_SERVE_PORT
+//! keep-alive = "5m"          # PUNA_SERVE_KEEP_ALIVE
 //!
 //! [models."llama3:8b"]       # for one model, over its own settings
 //! ctx = 8192
@@ -22,6 +23,7 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use clap::ValueEnum;
 use hub::Resolved;
+use server::KeepAlive;
 use toml::{Table, Value};
 
 use crate::args::Simd;
@@ -36,7 +38,9 @@ pub const MACHINE: [&str; 4] = ["threads", "compute", "simd", "offline"];
 /// Settings of the process that no option has.
 pub const PROCESS: [&str; 2] = ["model", "home"];
 /// Settings of the server.
-pub const SERVE: [&str; 2] = ["host", "port"];
+pub const SERVE: [&str; 4] = ["host", "port", "on-demand", "keep-alive"];
+/// Those of them that stand where the default of an option of `serve` would.
+pub const RESIDENCE: [&str; 2] = ["on-demand", "keep-alive"];
 /// Settings that a model may have of its own: options of `run`.
 pub const MODEL: [&str; 31] = [
     "ctx",
@@ -175,7 +179,7 @@ fn parse(text: &str) -> Result<Config, String> {
         match (name.as_str(), value) {
             ("serve", Value::Table(table)) => {
                 config.serve = section(table, &SERVE, "serve.")?;
-                port(&config.serve)?;
+                serving(&config.serve)?;
             }
             ("models", Value::Table(models)) => {
                 for (model, value) in models {
@@ -205,13 +209,23 @@ fn parse(text: &str) -> Result<Config, String> {
     }
 }
 
-fn port(serve: &Pairs) -> Result<(), String> {
-    match serve.iter().find(|(name, _)| name == "port") {
-        Some((_, port)) if port.parse::<u16>().is_err() => {
-            Err(format!("serve.port {port:?} is no number of a port"))
+/// What the options of `serve` could not take.
+fn serving(serve: &Pairs) -> Result<(), String> {
+    for (name, value) in serve {
+        let (fits, what) = match name.as_str() {
+            "port" => (value.parse::<u16>().is_ok(), "no number of a port"),
+            "on-demand" => (
+                ["true", "false"].contains(&value.as_str()),
+                "not true or false",
+            ),
+            "keep-alive" => (value.parse::<KeepAlive>().is_ok(), "no time like 5m"),
+            _ => continue,
+        };
+        if !fits {
+            return Err(format!("serve.{name} {value:?} is {what}"));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn section(table: &Table, known: &[&str], whose: &str) -> Result<Pairs, String> {
@@ -367,6 +381,8 @@ mod tests {
             ("[models.m]\nthreads = 2", "no setting models.\"m\".threads"),
             ("[serve]\nhots = \"x\"", "did you mean host?"),
             ("[serve]\nport = 70000", "no number of a port"),
+            ("[serve]\nkeep-alive = \"soon\"", "no time like 5m"),
+            ("[serve]\non-demand = 3", "not true or false"),
             ("models = 3", "no table"),
             ("[models]\nm = 3", "no table"),
             ("ctx = { a = 1 }", "ctx takes no table"),
@@ -378,6 +394,18 @@ mod tests {
         ] {
             let said = parse(text).unwrap_err();
             assert!(said.contains(why), "{text}: {said}");
+        }
+    }
+
+    /// Every setting of the server is an option of `serve` that the environment has too.
+    #[test]
+    fn settings_of_the_server_are_options() {
+        let command = <crate::args::Cli as clap::CommandFactory>::command();
+        let serve = command.find_subcommand("serve").expect("a verb");
+        for name in SERVE {
+            let mut all = serve.get_arguments();
+            let found = all.find(|a| a.get_long() == Some(name));
+            assert!(found.is_some_and(|a| a.get_env().is_some()), "{name}");
         }
     }
 

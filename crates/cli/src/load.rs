@@ -27,6 +27,9 @@ use crate::machine::{available_memory, size};
 use crate::memory::{Need, context};
 use crate::out;
 
+/// The file in which a directory recommends settings.
+pub const GENERATION: &str = "generation_config.json";
+
 /// A model that is ready to run.
 pub struct Loaded {
     /// Its store name, or the file's stem: what reports call it.
@@ -175,7 +178,11 @@ pub fn weights(typed: Option<&str>, args: &LoadArgs) -> Result<Loaded> {
 
 /// Opens MODEL's weights and its tokenizer at the same time: each takes as long as the other.
 pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Loaded, Tokenizer)> {
-    let placed = place(typed, args)?;
+    opened(place(typed, args)?)
+}
+
+/// Opens the weights of a model that was found, and its tokenizer.
+pub fn opened(placed: Placed) -> Result<(Loaded, Tokenizer)> {
     let path = placed.found.path.clone();
     let (loaded, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| tokenizer_of(&path));
@@ -190,15 +197,15 @@ pub fn weights_and_tokenizer(typed: Option<&str>, args: &LoadArgs) -> Result<(Lo
 }
 
 /// A model that was found, and the options that it will be opened with.
-struct Placed {
-    typed: String,
-    found: Resolved,
-    load: LoadArgs,
-    lower: Lower,
+pub struct Placed {
+    pub typed: String,
+    pub found: Resolved,
+    pub load: LoadArgs,
+    pub lower: Lower,
 }
 
 /// Finds MODEL, or fetches it, and lays the options over what it says itself.
-fn place(typed: Option<&str>, args: &LoadArgs) -> Result<Placed> {
+pub fn place(typed: Option<&str>, args: &LoadArgs) -> Result<Placed> {
     adapt::check(args)?;
     let typed = match typed {
         Some(typed) => typed.to_owned(),
@@ -207,6 +214,11 @@ fn place(typed: Option<&str>, args: &LoadArgs) -> Result<Placed> {
     // Before a download, not after it.
     level(&args.machine)?;
     let found = find_model(args.net, &typed)?;
+    lay(typed, found, args)
+}
+
+/// Lays the options over what a model that was found says itself.
+pub fn lay(typed: String, found: Resolved, args: &LoadArgs) -> Result<Placed> {
     let lower = lower(&found)?;
     let mut load = lower.under_load(args);
     load.adapter.splice(0..0, adapters(&found));
@@ -441,14 +453,16 @@ pub fn render_options() -> RenderOptions {
 /// A Hugging Face directory's generation_config.json. For a file that carries none, what the
 /// catalogue recommends, but only as a whole: whoever sets one sampler sets them all.
 pub fn generation_config(loaded: &Loaded, samplers_set: bool) -> Result<Option<Value>> {
-    let file = loaded.path.join("generation_config.json");
+    recommended(&loaded.path, loaded.sha256.as_deref(), samplers_set)
+}
+
+/// The same, of a model that was not opened.
+pub fn recommended(path: &Path, sha256: Option<&str>, samplers_set: bool) -> Result<Option<Value>> {
+    let file = path.join(GENERATION);
     if file.is_file() {
         return Ok(Some(crate::input::json(&file)?));
     }
-    let recommended = loaded
-        .sha256
-        .as_deref()
-        .and_then(hub::recommended_generation);
+    let recommended = sha256.and_then(hub::recommended_generation);
     match recommended.filter(|_| !samplers_set) {
         Some(json) => Ok(Some(serde_json::from_str(json)?)),
         None => Ok(None),

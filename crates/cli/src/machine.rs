@@ -66,7 +66,7 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Memory that this process holds and that is no file's.
-fn held() -> u64 {
+pub fn held() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").ok();
     let kib = status.and_then(|text| field(&text, "RssAnon:"));
     kib.map_or(0, |kib| kib.saturating_mul(1024))

@@ -37,6 +37,11 @@ pub struct Need<'a> {
 /// The context in tokens: what was asked if it fits in memory, else the smaller of the model's and
 /// what fits.
 pub fn context(need: &Need<'_>) -> Result<usize> {
+    context_in(need, available_memory())
+}
+
+/// The same, in so many bytes; `None`: in any number.
+fn context_in(need: &Need<'_>, free: Option<u64>) -> Result<usize> {
     let config = need.config;
     if let (Some(asked), Some(limit)) = (need.asked, config.position_limit())
         && asked > config.context
@@ -46,22 +51,30 @@ pub fn context(need: &Need<'_>) -> Result<usize> {
             format!("--ctx {} is its own context", config.context),
         ));
     }
-    match available_memory() {
+    match free {
         Some(free) => plan(need, free),
         None => Ok(need.asked.unwrap_or(config.context)),
     }
 }
 
 /// The context of one sequence, and the tokens of a cache that `parallel` of them share: all at full
-/// length if that fits in memory, else what fits.
-pub fn shared_cache(need: &Need<'_>, parallel: usize) -> Result<(usize, usize)> {
-    let context = context(need)?;
+/// length if that fits in `free` bytes, else what fits.
+pub fn shared_cache(need: &Need<'_>, parallel: usize, free: Option<u64>) -> Result<(usize, usize)> {
+    let context = context_in(need, free)?;
     let wanted = context.saturating_mul(parallel);
-    let fits = match available_memory() {
+    let fits = match free {
         Some(free) => fitting(need, need.ty, free)?,
         None => wanted,
     };
     Ok((context, wanted.min(fits).max(context)))
+}
+
+/// Bytes that a model takes in all: weights, work space, and a cache of so many tokens.
+pub fn whole(config: &Config, weights: u64, ty: KvType, tokens: usize) -> Result<u64> {
+    let cache = Cache::bytes_for(config, ty, tokens)?;
+    Ok(weights
+        .saturating_add(bytes_to_work(config))
+        .saturating_add(cache))
 }
 
 fn plan(need: &Need<'_>, free: u64) -> Result<usize> {

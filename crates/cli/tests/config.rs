@@ -146,3 +146,60 @@ fn what_is_wrong_is_named_and_help_is_given_all_the_same() {
     let plain = Home::new().run(&["run", "--help"]).text();
     assert_eq!(with.run(&["run", "--help"]).succeeded().text(), plain);
 }
+
+/// Every option of `serve` that the environment has stands there, with where it comes from.
+#[test]
+fn settings_of_the_server() {
+    let home = home("[serve]\nkeep-alive = \"10m\"\nhost = \"0.0.0.0\"");
+    let home = home
+        .env("PUNA_SERVE_ON_DEMAND", "true")
+        .env("PUNA_API_KEY_FILE", "keys");
+    let report = effective(&home);
+    let said = |name: &str| setting(&report, &format!("serve.{name}"));
+    let of = |value: &str, source: &str| (value.to_owned(), source.to_owned());
+    assert_eq!(said("keep-alive"), of("10m", "puna.toml [serve]"));
+    assert_eq!(said("host"), of("0.0.0.0", "puna.toml [serve]"));
+    assert_eq!(said("on-demand"), of("true", "PUNA_SERVE_ON_DEMAND"));
+    assert_eq!(said("api-key-file"), of("keys", "PUNA_API_KEY_FILE"));
+    assert_eq!(said("port"), of("7862", "default"));
+    assert_eq!(said("no-auth"), of("false", "default"));
+    let help = home.run(&["serve", "--help"]).succeeded().text();
+    let variables = help.match_indices("[env: PUNA_").map(|(at, _)| {
+        let rest = &help[at + "[env: ".len()..];
+        rest[..rest.find([']', '=']).expect("an end")].to_owned()
+    });
+    for variable in variables {
+        let home = Home::new().env(&variable, "1");
+        let report = effective(&home);
+        let shown = report["settings"].as_array().expect("a list").iter();
+        let found = shown.filter(|s| s["source"] == variable.as_str()).count();
+        assert_eq!(found, 1, "{variable}");
+    }
+}
+
+/// What a model recommends lies under everything else.
+#[test]
+fn what_a_model_recommends_is_shown() {
+    let home = home("top-k = 7");
+    let from = fixture("models/llama3");
+    let model = home.dir.path().join("m");
+    std::fs::create_dir(&model).expect("made");
+    for file in std::fs::read_dir(&from).expect("read") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), model.join(file.file_name())).expect("copied");
+    }
+    let text = "{\"do_sample\": true, \"temperature\": 0.35, \"top_k\": 3, \"top_p\": 0.95}";
+    std::fs::write(model.join("generation_config.json"), text).expect("written");
+    let report = home.run(&["config", "./m", "--format", "json"]).json();
+    let source = "./m/generation_config.json".to_owned();
+    assert_eq!(
+        setting(&report, "temperature"),
+        ("0.35".into(), source.clone())
+    );
+    assert_eq!(setting(&report, "top-p"), ("0.95".into(), source));
+    assert_eq!(setting(&report, "top-k"), ("7".into(), "puna.toml".into()));
+    assert_eq!(setting(&report, "min-p").1, "default");
+    std::fs::write(model.join("generation_config.json"), "[").expect("written");
+    home.run(&["config", "./m"])
+        .failed(1, "generation_config.json");
+}

@@ -202,6 +202,25 @@ fn adapters_come_along() {
         assert_eq!(logits(&[name]), beside, "{name}");
         assert_ne!(beside, bare, "{name}");
     }
+    // In shards, as PEFT writes large ones.
+    let sharded = home.dir.path().join("sharded");
+    std::fs::create_dir(&sharded).expect("made");
+    let tensors = "adapter_model-00001-of-00001.safetensors";
+    for (from, to) in [
+        ("adapter_config.json", "adapter_config.json"),
+        ("adapter_model.safetensors", tensors),
+    ] {
+        std::fs::copy(Path::new(&lora).join(from), sharded.join(to)).expect("copied");
+    }
+    let file = files::safetensors::open(sharded.join(tensors)).expect("tensors");
+    let names = file.iter().map(|t| (t.name.clone(), json!(tensors)));
+    let index = json!({ "weight_map": names.collect::<serde_json::Map<_, _>>() });
+    let index_file = sharded.join("adapter_model.safetensors.index.json");
+    std::fs::write(index_file, index.to_string()).expect("written");
+    create(&home, "shards", "FROM ./base.gguf\nADAPTER ./sharded:0.5").succeeded();
+    assert_eq!(logits(&["shards"]), logits(&["one"]));
+    std::fs::remove_file(sharded.join("adapter_config.json")).expect("removed");
+    create(&home, "none", "FROM ./base.gguf\nADAPTER ./sharded").failed(2, "adapter_config.json");
     // Made again from its own print, and of a made model: each adapter acts once.
     create(&home, "over", "FROM one\nSYSTEM x").succeeded();
     let printed = home.run(&["show", "over", "--modelfile"]).text();

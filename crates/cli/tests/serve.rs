@@ -18,7 +18,11 @@ struct Server {
 impl Server {
     fn start(home: &Home, more: &[&str]) -> Server {
         let model = fixture("models/llama3");
-        let args = [&["serve", "-m", &model, "--port", "0"], more].concat();
+        Server::of(home, &[&["-m", &model], more].concat())
+    }
+
+    fn of(home: &Home, more: &[&str]) -> Server {
+        let args = [&["serve", "--port", "0"], more].concat();
         let mut child = home
             .command(&args)
             .stdin(Stdio::null())
@@ -177,4 +181,140 @@ fn it_ends_when_asked() {
         .status();
     assert!(asked.expect("kill runs").success());
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+}
+
+/// A home whose store has these models, made of reference files; each is some 34 MB to run.
+fn stocked(names: &[&str]) -> Home {
+    let home = Home::new();
+    let files = [
+        "gguf/llama3_1.f32.gguf",
+        "gguf/llama3.f32.gguf",
+        "gguf/llama1.f32.gguf",
+    ];
+    for (name, file) in names.iter().zip(files) {
+        let text = format!("FROM {}", fixture(file));
+        home.run_with(&["create", name, "-f", "-"], text.as_bytes())
+            .succeeded();
+    }
+    home
+}
+
+fn complete(server: &Server, model: &str) -> (u16, String) {
+    let asked = json!({ "model": model, "prompt": "Hi", "max_tokens": 2 });
+    server.ask("POST", "/v1/completions", "", &asked)
+}
+
+/// (id, about it) of all that may be asked for.
+fn models(server: &Server) -> Vec<(String, Value)> {
+    let (_, list) = server.ask("GET", "/v1/models", "", &Value::Null);
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let each = list["data"].as_array().expect("a list").iter();
+    each.map(|m| (m["id"].as_str().expect("a name").to_owned(), m.clone()))
+        .collect()
+}
+
+fn loaded(server: &Server) -> String {
+    let all = models(server).into_iter();
+    let ids: Vec<String> = all.filter(|m| m.1["loaded"] == true).map(|m| m.0).collect();
+    ids.join(" ")
+}
+
+/// Files that the process has mapped.
+#[cfg(target_os = "linux")]
+fn maps(server: &Server, part: &str) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.child.id()));
+    maps.expect("maps")
+        .lines()
+        .filter(|l| l.contains(part))
+        .count()
+}
+
+#[test]
+fn the_stores_models_come_when_they_are_asked_for() {
+    let home = stocked(&["one", "two", "bad"]).env("PUNA_MEMORY", "70M");
+    // The same size, and nothing of a model.
+    let shown = home.run(&["show", "bad", "--format", "json"]).json();
+    let file = shown["path"].as_str().expect("a path").to_owned();
+    let bytes = std::fs::read(&file).expect("read").len();
+    std::fs::write(&file, vec![7; bytes]).expect("written");
+    let server = Server::of(&home, &["-m", "one", "--on-demand", "--keep-alive", "-1"]);
+    let ids: Vec<String> = models(&server).into_iter().map(|m| m.0).collect();
+    assert_eq!(ids, ["one:latest", "bad:latest", "two:latest"]);
+    assert_eq!(loaded(&server), "one:latest");
+    let answer = complete(&server, "two:latest");
+    assert_eq!(answer.0, 200, "{answer:?}");
+    // There is room for one of them only; the other's file is given back.
+    assert_eq!(loaded(&server), "two:latest");
+    #[cfg(target_os = "linux")]
+    assert_eq!(maps(&server, "blobs"), 1);
+    let (status, said) = complete(&server, "bad:latest");
+    assert!(status == 500 && !said.contains(&file), "{said}");
+    for id in [
+        &fixture("models/llama3")[..],
+        "two",
+        "smollm2:135m",
+        "hf:a/b",
+    ] {
+        let (status, said) = complete(&server, id);
+        assert!(
+            status == 404 && said.contains("model_not_found"),
+            "{id}: {said}"
+        );
+    }
+    // A model that is made while the server runs is there, at the latest after a second.
+    home.run_with(
+        &["create", "late", "-f", "-"],
+        b"FROM one\nPARAMETER num_ctx 96",
+    )
+    .succeeded();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(complete(&server, "late:latest").0, 200);
+    let late = models(&server).into_iter().find(|m| m.0 == "late:latest");
+    assert_eq!(late.expect("listed").1["context"], 96);
+    assert_eq!(complete(&server, "one:latest").0, 200);
+}
+
+#[test]
+fn idle_models_are_unloaded_and_puna_toml_may_say_so() {
+    let home = stocked(&["one"]);
+    let file = fixture("gguf/llama3.f32.gguf");
+    let text =
+        format!("[serve]\non-demand = true\nkeep-alive = \"300ms\"\n[models.{file:?}]\nctx = 64\n");
+    std::fs::write(home.dir.path().join("puna.toml"), text).expect("written");
+    let server = Server::of(&home, &["-m", "one"]);
+    let gone = || {
+        for _ in 0..500 {
+            if loaded(&server).is_empty() {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        false
+    };
+    assert!(gone());
+    #[cfg(target_os = "linux")]
+    assert_eq!(maps(&server, "blobs"), 0);
+    // A file that puna.toml names is a model too.
+    assert_eq!(complete(&server, "llama3.f32").0, 200);
+    assert!(gone());
+    assert_eq!(complete(&server, "one:latest").0, 200);
+}
+
+/// Two models share one plan.
+#[test]
+fn several_models_do_not_take_the_same_memory_twice() {
+    let one = fixture("gguf/llama3_1.f32.gguf");
+    let two = fixture("gguf/llama3.f32.gguf");
+    let both = ["-m", &one, "-m", &two];
+    let home = Home::new().env("PUNA_MEMORY", "70M");
+    home.run(&[&["serve", "--port", "0"], &both[..]].concat())
+        .failed(5, "2 models need");
+    let home = Home::new().env("PUNA_MEMORY", "300M");
+    let server = Server::of(&home, &both);
+    assert_eq!(loaded(&server), "llama3_1.f32 llama3.f32");
+    let home = Home::new().env("PUNA_MEMORY", "70M");
+    let server = Server::of(&home, &[&both[..], &["--on-demand"]].concat());
+    assert_eq!(loaded(&server), "llama3_1.f32");
+    assert_eq!(complete(&server, "llama3.f32").0, 200);
+    assert_eq!(loaded(&server), "llama3.f32");
 }

@@ -93,14 +93,13 @@ impl Hub {
                 self.copy_in(draft, &path, adapter.path.clone(), progress)?;
                 continue;
             }
-            // As PEFT writes them.
-            let parts = PEFT.iter().filter(|leaf| path.join(leaf).is_file());
-            let parts: Vec<_> = parts.collect();
-            if parts.is_empty() {
-                return Err(Error::NoSuchPath { path });
-            }
-            for leaf in parts {
-                self.copy_in(draft, &path.join(leaf), format!("{place}/{leaf}"), progress)?;
+            for leaf in peft_files(&path)? {
+                self.copy_in(
+                    draft,
+                    &path.join(&leaf),
+                    format!("{place}/{leaf}"),
+                    progress,
+                )?;
             }
             adapter.path = place;
         }
@@ -274,12 +273,41 @@ pub(crate) fn now() -> u64 {
     since.map_or(0, |d| d.as_secs())
 }
 
-/// The files of an adapter that is a directory.
-const PEFT: [&str; 3] = [
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-];
+/// The settings of an adapter that is a directory, as PEFT writes it, and how the names of its other
+/// files begin and end: one with all tensors, or shards and their index.
+const SETTINGS: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model";
+const ENDINGS: [&str; 3] = [".safetensors", ".bin", ".index.json"];
+
+/// The files of such a directory.
+fn peft_files(path: &Path) -> Result<Vec<String>, Error> {
+    if !path.is_dir() {
+        return Err(Error::NoSuchPath {
+            path: path.to_owned(),
+        });
+    }
+    let is_part = |leaf: &str| {
+        let rest = leaf.strip_prefix(TENSORS);
+        rest.is_some_and(|rest| {
+            rest.starts_with(['.', '-']) && ENDINGS.iter().any(|e| rest.ends_with(e))
+        })
+    };
+    let listing = hf_cache::list_flat(path).into_iter().map(|file| file.path);
+    let mut files: Vec<String> = listing
+        .filter(|leaf| leaf == SETTINGS || is_part(leaf))
+        .collect();
+    files.sort();
+    let missing = match (files.first().map(String::as_str), files.len()) {
+        (Some(SETTINGS), 2..) => return Ok(files),
+        (Some(SETTINGS), _) => "adapter_model.safetensors",
+        _ => SETTINGS,
+    };
+    Err(Error::Choose {
+        what: path.display().to_string(),
+        why: format!("it is no adapter of PEFT's: it has no {missing}"),
+        choices: Vec::new(),
+    })
+}
 
 /// A recipe whose adapters are named by whole paths.
 pub(crate) fn in_folder(mut recipe: Recipe, folder: &Path) -> Recipe {

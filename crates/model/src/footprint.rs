@@ -6,12 +6,15 @@
 
 use std::path::Path;
 
+use files::gguf::Gguf;
 use files::hf::HfDir;
-use files::{Kind, llama2c};
+use files::meta::MetaDir;
+use files::{Kind, Tensors, llama2c};
 
 use crate::config::Config;
 use crate::error::Result;
 use crate::repack;
+use crate::weights::cannot_open;
 
 /// At most so many bytes are put together in memory when the model at `path` is opened.
 ///
@@ -42,6 +45,36 @@ pub fn bytes_to_open(path: &Path) -> Result<u64> {
         }
         _ => 0,
     })
+}
+
+/// A model's configuration, and about how many bytes its weights take when it is open: what the heads
+/// of its files say.
+///
+/// # Errors
+/// As [`crate::open`] has them, as far as heads say so.
+pub fn head(path: &Path) -> Result<(Config, u64)> {
+    let bytes = |tensors: &Tensors| tensors.iter().map(|t| t.data.len() as u64).sum::<u64>();
+    let (config, there) = match files::detect(path)? {
+        Kind::Gguf => {
+            let gguf = Gguf::open(path)?;
+            (Config::from_gguf(&gguf)?, bytes(&gguf.tensors))
+        }
+        Kind::HfDir => {
+            let dir = HfDir::open(path)?;
+            (Config::from_hf(&dir.config)?, bytes(&dir.tensors))
+        }
+        Kind::MetaDir => {
+            let dir = MetaDir::open(path)?;
+            let config = Config::from_meta(&dir.params, &dir.tensors)?;
+            (config, bytes(&dir.tensors))
+        }
+        Kind::Llama2c => {
+            let file = llama2c::open(path)?;
+            (Config::from_llama2c(&file.config)?, bytes(&file.tensors))
+        }
+        kind => return Err(cannot_open(path, kind)),
+    };
+    Ok((config, there.max(bytes_to_open(path)?)))
 }
 
 /// Rows of a pass over a prompt.

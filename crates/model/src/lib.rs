@@ -42,7 +42,7 @@ pub use cache::{Block, Cache, PAGE, Seq};
 pub use config::{Config, Experts, Llama4, RopeConfig, Scaling, Temperature, Yarn};
 pub use control::{ControlVector, Directions};
 pub use error::{Error, Result};
-pub use footprint::{bytes_to_open, bytes_to_work};
+pub use footprint::{bytes_to_open, bytes_to_work, head};
 pub use forward::forward;
 pub use lora::Lora;
 pub use probe::{At, Probe, Row, Site};

@@ -121,24 +121,32 @@ pub(crate) const POSITION_OFFSET: usize = 2;
 
 /// Opens a model file or directory, told apart by content.
 pub fn open(path: &Path, kernels: Arc<Kernels>) -> Result<Weights> {
-    let other = |what: &str| Error::Open {
-        path: path.display().to_string(),
-        what: what.into(),
-    };
     match files::detect(path)? {
         Kind::Gguf => Weights::from_gguf(&Gguf::open(path)?, kernels),
         Kind::HfDir => Weights::from_hf(&HfDir::open(path)?, kernels),
         Kind::MetaDir => Weights::from_meta(&MetaDir::open(path)?, kernels),
         Kind::Llama2c => Weights::from_llama2c(&llama2c::open(path)?, kernels),
-        Kind::TorchZip => Err(other(
+        kind => Err(cannot_open(path, kind)),
+    }
+}
+
+/// What a file is that is no model.
+pub(crate) fn cannot_open(path: &Path, kind: Kind) -> Error {
+    let what = match kind {
+        Kind::TorchZip => {
             "is a PyTorch checkpoint without its configuration; give the directory that has \
-             params.json or config.json beside it",
-        )),
-        kind => Err(other(&format!(
+                           params.json or config.json beside it"
+                .to_owned()
+        }
+        kind => format!(
             "is {}; this version opens GGUF files, llama2.c checkpoints, and the directories of \
              Hugging Face and Meta",
             kind.describe()
-        ))),
+        ),
+    };
+    Error::Open {
+        path: path.display().to_string(),
+        what,
     }
 }
 

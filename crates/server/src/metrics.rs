@@ -36,6 +36,9 @@ pub enum Metric {
     HttpConnections,
     HttpErrors,
     StateWriteErrors,
+    ModelsLoaded,
+    ModelLoad,
+    ModelUnloads,
 }
 
 /// How a metric moves.
@@ -61,7 +64,7 @@ use Form::{Counter as C, Gauge as G, Histogram as H};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
-pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 22] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
@@ -194,6 +197,27 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
         C,
         &[],
         "Failed writes of usage and audit; they are tried again",
+    ),
+    (
+        M::ModelsLoaded,
+        "puna_models_loaded",
+        G,
+        &[],
+        "Models that are loaded, with --on-demand",
+    ),
+    (
+        M::ModelLoad,
+        "puna_model_load_seconds",
+        H(SECONDS),
+        &["model"],
+        "How long it took to load a model for a request",
+    ),
+    (
+        M::ModelUnloads,
+        "puna_model_unloads_total",
+        C,
+        &["model", "why"],
+        "Models that were unloaded: memory (for another), idle, asked, stopped (its engine)",
     ),
 ];
 

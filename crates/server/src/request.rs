@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde_json::json;
 
+use crate::api::Lease;
 use crate::audit::Event;
 use crate::error::Code;
 use crate::journal::Place;
@@ -57,6 +58,8 @@ pub(crate) struct Notes {
     pub(crate) place: Option<Place>,
     /// Its place among those that are answered.
     pub(crate) room: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// The model that it uses.
+    pub(crate) lease: Option<Lease>,
 }
 
 impl Tracked {

@@ -33,6 +33,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     models: RwLock<Vec<String>>,
     ready: AtomicBool,
+    /// Models whose engine stopped are loaded again.
+    revives: AtomicBool,
     work: Arc<Semaphore>,
 }
 
@@ -63,6 +65,7 @@ impl State {
             metrics,
             models: RwLock::default(),
             ready: AtomicBool::new(true),
+            revives: AtomicBool::new(false),
             work,
         })))
     }
@@ -114,6 +117,19 @@ impl State {
     /// Whether `/ready` says so: a server that loads its models says no until it has.
     pub fn set_ready(&self, ready: bool) {
         self.0.ready.store(ready, Ordering::SeqCst);
+    }
+
+    /// Models whose engine stops are loaded again when they are asked for.
+    pub(crate) fn set_revives(&self) {
+        self.0.revives.store(true, Ordering::SeqCst);
+    }
+
+    /// An engine has stopped: where its model does not come back, whoever routes requests should
+    /// know.
+    pub(crate) fn engine_stopped(&self) {
+        if !self.0.revives.load(Ordering::SeqCst) {
+            self.set_ready(false);
+        }
     }
 
     /// Why it is not ready to work.
@@ -217,7 +233,7 @@ impl State {
     /// A request has ended: what it did is written down, and its room is another's.
     pub(crate) fn ended(&self, tracked: &Tracked, status: u16) {
         let mut notes = tracked.notes();
-        (notes.ended, notes.room) = (true, None);
+        (notes.ended, notes.room, notes.lease) = (true, None, None);
         if let Some(place) = notes.place.take() {
             let mut event: Event = tracked.event(&notes, status);
             event.content = notes.content.take();

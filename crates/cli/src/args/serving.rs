@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand, value_parser};
+use server::KeepAlive;
 
 use super::{Format, LoadArgs, at_least_one};
 
@@ -19,6 +20,19 @@ pub struct ServeArgs {
     /// A MODEL to serve, repeatable [default: PUNA_MODEL, else smollm2:135m]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Vec<String>,
+    /// Serve all models of this machine: load the first --model now, others when they are asked for
+    #[arg(long, env = "PUNA_SERVE_ON_DEMAND", value_parser = BoolishValueParser::new())]
+    pub on_demand: bool,
+    /// With --on-demand, how long an idle model stays loaded: 90s, 5m, 1h; 0: not at all, -1: for ever
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "PUNA_SERVE_KEEP_ALIVE",
+        default_value = "5m",
+        allow_hyphen_values = true,
+        value_parser = str::parse::<KeepAlive>
+    )]
+    pub keep_alive: KeepAlive,
     /// Sequences that run at once, of each model
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     pub parallel: usize,

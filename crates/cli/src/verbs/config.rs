@@ -1,11 +1,13 @@
 //! `puna config`: the settings in force, and where each came from.
 
 use anyhow::Result;
+use clap::CommandFactory;
 use engine::SamplerParams;
+use hub::Resolved;
 use serde::Serialize;
 
 use super::sampling;
-use crate::args::{ConfigArgs, NetArgs};
+use crate::args::{Cli, ConfigArgs, NetArgs};
 use crate::config;
 use crate::{load, out};
 
@@ -28,15 +30,13 @@ struct Setting {
 }
 
 /// Settings that the environment has too.
-const VARIABLES: [(&str, &str); 8] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("model", "PUNA_MODEL"),
     ("home", "PUNA_HOME"),
     ("threads", "PUNA_THREADS"),
     ("compute", "PUNA_COMPUTE"),
     ("simd", "PUNA_SIMD"),
     ("offline", "PUNA_OFFLINE"),
-    ("serve.host", "PUNA_SERVE_HOST"),
-    ("serve.port", "PUNA_SERVE_PORT"),
 ];
 
 pub fn run(args: &ConfigArgs) -> Result<()> {
@@ -67,6 +67,9 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
         let serve = serve.map(|(name, value)| (format!("serve.{name}"), value));
         layers.push((format!("{file} [serve]"), serve.collect()));
     }
+    if let Some(found) = &found {
+        layers.extend(recommended(found)?);
+    }
     let report = Report {
         settings: settings(&layers)?,
         model: found.map(|found| found.name),
@@ -75,15 +78,43 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
     out::print(args.format.format, &report, || describe(&report))
 }
 
+/// The samplers that the model recommends, or the catalogue for it: under everything else.
+fn recommended(found: &Resolved) -> Result<Option<(String, config::Pairs)>> {
+    let set = sampling::any_set(&load::lower(found)?.sampling);
+    let Some(json) = load::recommended(&found.path, found.sha256.as_deref(), set)? else {
+        return Ok(None);
+    };
+    let file = found.path.join(load::GENERATION);
+    let source = match file.is_file() {
+        true => file.display().to_string(),
+        false => "the catalogue".to_owned(),
+    };
+    let plain = sampling::listed(&SamplerParams::default());
+    let with = SamplerParams::default().with_generation_config(&json)?;
+    let with = sampling::listed(&with).into_iter().zip(plain);
+    let said =
+        with.filter(|((name, value), (_, plain))| value != plain || json.get(name).is_some());
+    let pairs = said.map(|((name, value), _)| (name.replace('_', "-"), value));
+    Ok(Some((source, pairs.collect())))
+}
+
 /// Every setting, from the highest layer that has it.
 fn settings(layers: &[(String, config::Pairs)]) -> Result<Vec<Setting>> {
-    let serve = config::SERVE.map(|name| format!("serve.{name}"));
     let plain = [&config::PROCESS[..], &config::MACHINE, &config::MODEL].concat();
-    let names = plain.into_iter().map(str::to_owned).chain(serve);
-    let defaults = defaults()?;
+    let serve = of_serve();
+    let names = plain.into_iter().map(str::to_owned);
+    let names = names.chain(serve.iter().map(|option| option.name.clone()));
+    let mut defaults = defaults()?;
+    defaults.extend(
+        serve
+            .iter()
+            .filter_map(|o| Some((o.name.clone(), o.default.clone()?))),
+    );
     Ok(names
         .map(|name| {
             let variable = VARIABLES.iter().find(|row| row.0 == name).map(|row| row.1);
+            let of_option = || Some(&*serve.iter().find(|o| o.name == name)?.variable);
+            let variable = variable.or_else(of_option);
             let said = variable.and_then(|v| Some((crate::env::text(v)?, v.to_owned())));
             let of_layer = |(source, pairs): &(String, config::Pairs)| {
                 let values = pairs.iter().filter(|(known, _)| *known == name);
@@ -109,6 +140,33 @@ fn settings(layers: &[(String, config::Pairs)]) -> Result<Vec<Setting>> {
             }
         })
         .collect())
+}
+
+/// An option of `serve` that the environment has too, and maybe puna.toml.
+struct ServeOption {
+    name: String,
+    variable: String,
+    default: Option<String>,
+}
+
+/// All of them, but for those of the machine, which are there already.
+fn of_serve() -> Vec<ServeOption> {
+    let command = Cli::command();
+    let verb = command.find_subcommand("serve").into_iter();
+    let options = verb
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|arg| {
+            let long = arg
+                .get_long()
+                .filter(|long| !config::MACHINE.contains(long))?;
+            let default = arg.get_default_values().first();
+            Some(ServeOption {
+                name: format!("serve.{long}"),
+                variable: arg.get_env()?.to_str()?.to_owned(),
+                default: default.map(|value| value.to_string_lossy().into_owned()),
+            })
+        });
+    options.collect()
 }
 
 /// What holds where nobody says anything; a model may say otherwise of its samplers.

@@ -1,20 +1,24 @@
 //! `puna serve`: the HTTP server, until Ctrl-C or SIGTERM.
 
+mod shelf;
+
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use engine::{Scheduler, SchedulerParams};
-use server::{Auth, Clock, Model, Served, Settings, Shutdown, State};
+use server::{Auth, Clock, OnDemand, Served, Settings, Shutdown, State};
 
+use self::shelf::Shelf;
 use crate::args::ServeArgs;
 use crate::exit::{Code, failure, usage};
-use crate::verbs::sampling;
-use crate::{config, interrupt, load, memory, out};
+use crate::{config, interrupt, out};
 
 /// P-U-N-A on a keypad.
 const PORT: u16 = 7862;
+
+/// How long a request waits for its model.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     refuse_unready(args)?;
@@ -25,8 +29,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     )?;
     let listener = TcpListener::bind((host, port))
         .with_context(|| format!("cannot listen at {host}, port {port}"))?;
-    let served = Served::new(models(args, state.clock())?, args.strict);
-    state.set_models(served.ids());
+    let served = models(args, &state)?;
     let mut routes = server::routes();
     routes.extend(server::api(&served));
     greet(&listener, state.auth(), args)?;
@@ -63,58 +66,30 @@ fn refuse_unready(args: &ServeArgs) -> Result<()> {
     }
 }
 
-/// The models, each on an engine's thread of its own.
-fn models(args: &ServeArgs, clock: &Clock) -> Result<Vec<Model>> {
-    let typed: Vec<Option<&str>> = match &args.model[..] {
-        [] => vec![None],
-        some => some.iter().map(|m| Some(m.as_str())).collect(),
-    };
-    let mut models: Vec<Model> = Vec::new();
-    for typed in typed {
-        let model = model(typed, args, clock)?;
-        if models.iter().any(|m| m.id == model.id) {
-            return Err(usage(
-                format!("two models are called {}", model.id),
-                "name each --model once",
-            ));
-        }
-        models.push(model);
+/// The models that are named, or with `--on-demand` the first of them and all others of this machine.
+fn models(args: &ServeArgs, state: &State) -> Result<Arc<Served>> {
+    let named = shelf::named(args)?;
+    let shelf = Shelf::new(args, state.clock(), &named);
+    if !args.on_demand {
+        let models = shelf
+            .load_all(named)?
+            .into_iter()
+            .map(|loaded| loaded.model);
+        let served = Served::new(models.collect(), args.strict);
+        state.set_models(served.ids());
+        return Ok(served);
     }
-    Ok(models)
-}
-
-fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> {
-    let (loaded, tokenizer) = load::weights_and_tokenizer(typed, &args.load)?;
-    let lower = &loaded.lower;
-    let template = lower.template(None);
-    let template = match load::template_of(&loaded.path, &tokenizer, template.as_ref()) {
-        Ok(template) => Some(template),
-        Err(error) if matches!(error.downcast_ref(), Some(text::Error::NoTemplate)) => None,
-        Err(error) => return Err(error),
+    let first = named
+        .into_iter()
+        .next()
+        .map(|placed| shelf.load_first(placed));
+    let first = first.into_iter().collect::<Result<_>>()?;
+    let on = OnDemand {
+        loader: Arc::new(shelf),
+        keep_alive: args.keep_alive,
+        patience: PATIENCE,
     };
-    let generation = load::generation_config(&loaded, sampling::any_set(&lower.sampling))?;
-    let eog = generation.as_ref().map(engine::eog_from_generation_config);
-    let eog = eog.transpose()?.unwrap_or_default();
-    let sampler = sampling::params(&lower.sampling, generation.as_ref())?;
-    let (context, cache) = memory::shared_cache(&loaded.need(loaded.load.ctx), args.parallel)?;
-    let params = SchedulerParams {
-        cache,
-        ..SchedulerParams::new(loaded.cache_type, context, args.parallel)
-    };
-    let scheduler = Scheduler::start(loaded.weights.clone(), Arc::new(tokenizer), params)?;
-    out::note(&format!("{}, context {context} tokens", loaded.name));
-    Ok(Model {
-        id: loaded.name,
-        created: clock.now() / 1000,
-        scheduler,
-        template,
-        sampler,
-        eog,
-        stop: loaded.lower.stop,
-        system: loaded.lower.system,
-        turns: loaded.lower.turns,
-        adaptation: loaded.adaptation,
-    })
+    Ok(Served::on_demand(state, first, on, args.strict)?)
 }
 
 /// Where to listen: what was typed, else puna.toml's, else this machine's own address.

@@ -63,10 +63,9 @@ impl Choice {
         let metrics = self.tally.state.metrics();
         match &update {
             None => {
-                // Nobody answers any more: whoever routes requests should know.
-                self.tally
-                    .state
-                    .set_ready(self.tally.model.scheduler.is_alive());
+                if !self.tally.model.scheduler.is_alive() {
+                    self.tally.state.engine_stopped();
+                }
                 return Err(engine::Error::Stopped.into());
             }
             // An answer that was given up must not look like a whole one.

@@ -12,7 +12,7 @@ use super::{Body, Call, Model, aside, completions, invalid};
 use crate::error::{ApiError, Kind};
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let asked = Asked::read(&call.served, &model, &call.body, On::Chat)?;
     let messages = model.opened(messages(&call.body)?);
     call.state

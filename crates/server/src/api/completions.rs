@@ -17,7 +17,7 @@ use crate::error::ApiError;
 const MOST_PROMPTS: usize = 128;
 
 pub(crate) async fn answer(mut call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let asked = Asked::read(&call.served, &model, &call.body, On::Completions)?;
     let prompt = call.body.remove("prompt").unwrap_or_default();
     call.state.keep_content(&call.who, || prompt.to_string());

@@ -17,8 +17,9 @@ const POOLINGS: [(&str, Pooling); 3] = [
 ];
 
 /// What a body may say.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "model",
+    "keep_alive",
     "input",
     "pooling",
     "normalize",
@@ -28,7 +29,7 @@ const NAMES: [&str; 7] = [
 ];
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let body = &call.body;
     let given = |name: &str| body.get(name).filter(|v| !v.is_null());
     for name in body.keys() {

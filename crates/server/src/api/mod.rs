@@ -7,7 +7,9 @@ mod ask;
 mod chat;
 mod completions;
 mod embeddings;
+mod keeper;
 mod params;
+mod served;
 mod shape;
 mod stream;
 pub mod table;
@@ -30,6 +32,9 @@ use crate::json::Json;
 use crate::principal::{Principal, Scope};
 use crate::router::{Route, route};
 use crate::state::State;
+
+pub(crate) use served::Lease;
+pub use served::{Loaded, Loader, Offer, OnDemand, Served};
 
 /// A model that is served.
 #[derive(Debug)]
@@ -78,55 +83,6 @@ impl Model {
         messages.splice(at..at, self.turns.iter().cloned());
         messages
     }
-
-    fn about(&self) -> Value {
-        let params = self.scheduler.params();
-        json!({
-            "id": self.id, "object": "model", "created": self.created, "owned_by": "puna",
-            "context": params.context, "parallel": params.parallel,
-        })
-    }
-}
-
-/// All models that are served.
-#[derive(Debug)]
-pub struct Served {
-    models: Vec<Arc<Model>>,
-    /// Refuse what a request says and no table knows.
-    strict: bool,
-}
-
-impl Served {
-    /// These models. `strict`: keys that no table knows are refused instead of logged.
-    #[must_use]
-    pub fn new(models: Vec<Model>, strict: bool) -> Arc<Served> {
-        let models = models.into_iter().map(Arc::new).collect();
-        Arc::new(Served { models, strict })
-    }
-
-    /// Their names.
-    #[must_use]
-    pub fn ids(&self) -> Vec<String> {
-        self.models.iter().map(|m| m.id.clone()).collect()
-    }
-
-    fn named(&self, id: &str) -> Result<Arc<Model>, ApiError> {
-        let found = self.models.iter().find(|m| m.id == id);
-        found.cloned().ok_or_else(|| {
-            let ids = self.ids().join(", ");
-            let what = format!("there is no model {id:?}; there are: {ids}");
-            ApiError::new(Kind::Model, what).param("model")
-        })
-    }
-
-    /// The model that a body names; the only one if it names none.
-    fn of(&self, body: &Body) -> Result<Arc<Model>, ApiError> {
-        match (body.get("model"), &self.models[..]) {
-            (Some(Value::String(id)), _) => self.named(id),
-            (None | Some(Value::Null), [only]) => Ok(only.clone()),
-            _ => Err(invalid("model", "must be the name of a model")),
-        }
-    }
 }
 
 /// The body of a request.
@@ -138,6 +94,16 @@ struct Call {
     state: State,
     who: Principal,
     body: Body,
+}
+
+impl Call {
+    /// The model that the body names, loaded. It stays until the request has ended.
+    async fn model(&self) -> Result<Arc<Model>, ApiError> {
+        let lease = self.served.of(&self.body).await?;
+        let model = lease.model.clone();
+        self.who.request.notes().lease = Some(lease);
+        Ok(model)
+    }
 }
 
 /// (route, field, what it says) of the routes that no table of parameters describes.
@@ -165,7 +131,7 @@ const FIELDS: [(&str, &str, &str); 14] = [
     ("/apply-template", "model", MODEL),
     ("/apply-template", "messages", "The conversation"),
 ];
-const MODEL: &str = "The model's name; may be left out where there is one only";
+const MODEL: &str = "The model's name; left out: the only one, or with --on-demand the first";
 
 /// The fields that the body of a route may have, and what they say.
 pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
@@ -193,26 +159,8 @@ fn invalid(param: &str, what: &str) -> ApiError {
 /// The routes of the models that are served.
 #[must_use]
 pub fn api(served: &Arc<Served>) -> Vec<Route> {
-    let (list, one) = (served.clone(), served.clone());
-    let known = Access::Known;
-    vec![
-        route(
-            MethodFilter::GET,
-            "/v1/models",
-            known,
-            "The models that are served",
-            move || async move {
-                let models: Vec<Value> = list.models.iter().map(|m| m.about()).collect();
-                axum::Json(json!({ "object": "list", "data": models }))
-            },
-        ),
-        route(
-            MethodFilter::GET,
-            "/v1/models/{model}",
-            known,
-            "One of them",
-            move |Path(id): Path<String>| async move { one.named(&id).map(|m| axum::Json(m.about())) },
-        ),
+    let mut routes = of_models(served);
+    routes.extend([
         post(
             served,
             "/v1/chat/completions",
@@ -243,6 +191,58 @@ pub fn api(served: &Arc<Served>) -> Vec<Route> {
             "/apply-template",
             "A conversation as the model reads it",
             tokens::apply_template,
+        ),
+    ]);
+    routes
+}
+
+/// The models: what there is, and what is loaded of it.
+fn of_models(served: &Arc<Served>) -> Vec<Route> {
+    let own = || served.clone();
+    let (list, one, load, unload) = (own(), own(), own(), own());
+    let (known, admin) = (Access::Known, Access::Needs(Scope::Admin));
+    let about = "The models that may be asked for, and which of them are loaded";
+    let noted = |who: &Principal, id: &str| id.clone_into(&mut who.request.notes().model);
+    vec![
+        route(
+            MethodFilter::GET,
+            "/v1/models",
+            known,
+            about,
+            move || async move {
+                let all = list.list().await?;
+                Ok::<_, ApiError>(axum::Json(json!({ "object": "list", "data": all })))
+            },
+        ),
+        route(
+            MethodFilter::GET,
+            "/v1/models/{model}",
+            known,
+            "One of them",
+            move |Path(id): Path<String>| async move { one.one(&id).await.map(axum::Json) },
+        ),
+        route(
+            MethodFilter::POST,
+            "/v1/models/{model}/load",
+            admin,
+            "Load a model",
+            move |Path(id): Path<String>, Extension(who): Extension<Principal>| async move {
+                let lease = load.lend(&id, None).await?;
+                noted(&who, &id);
+                drop(lease);
+                load.one(&id).await.map(axum::Json)
+            },
+        ),
+        route(
+            MethodFilter::POST,
+            "/v1/models/{model}/unload",
+            admin,
+            "Unload a model when its requests have ended; needs --on-demand",
+            move |Path(id): Path<String>, Extension(who): Extension<Principal>| async move {
+                unload.unload(&id).await?;
+                noted(&who, &id);
+                unload.one(&id).await.map(axum::Json)
+            },
         ),
     ]
 }

@@ -139,7 +139,13 @@ pub const PARAMS: &[Param] = &[
         "model",
         Both,
         Honoured,
-        "The model's name; may be left out where there is one only",
+        "The model's name; left out: the only one, or with --on-demand the first",
+    ),
+    (
+        "keep_alive",
+        Both,
+        Honoured,
+        "How long the model stays loaded afterwards, with --on-demand: seconds, or a time like `5m`; 0: not at all, -1: for ever",
     ),
     (
         "messages",

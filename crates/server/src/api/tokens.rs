@@ -10,7 +10,7 @@ use crate::error::ApiError;
 
 /// Texts are taken as texts: none becomes a special token unless `parse_special` says so.
 pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let text = call.body.get("content").and_then(Value::as_str);
     let text = text
         .ok_or_else(|| invalid("content", "must be a text"))?
@@ -48,7 +48,7 @@ pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids = call.body.get("tokens").and_then(Value::as_array);
     let ids: Option<Vec<u32>> = ids.and_then(|ids| ids.iter().map(id).collect());
@@ -60,7 +60,7 @@ pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
 
 /// The conversation as the model reads it.
 pub(crate) async fn apply_template(call: Call) -> Result<Response, ApiError> {
-    let model = call.served.of(&call.body)?;
+    let model = call.model().await?;
     let messages = model.opened(messages(&call.body)?);
     let prompt = aside(move || Ok(template(&model)?.render(&messages, &options())?));
     Ok(axum::Json(json!({ "prompt": prompt.await? })).into_response())

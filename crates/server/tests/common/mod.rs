@@ -25,9 +25,15 @@ pub struct Server {
 
 impl Server {
     pub fn start(settings: Settings, routes: Vec<Route>) -> Server {
+        Server::start_with(settings, |_| routes)
+    }
+
+    /// With routes that know the state.
+    pub fn start_with(settings: Settings, routes: impl FnOnce(&State) -> Vec<Route>) -> Server {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let state =
             State::open(settings, &folder.path().join("server.sqlite")).expect("a new database");
+        let routes = routes(&state);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (shutdown, shared) = (Shutdown::default(), state.clone());
