@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use engine::{Scheduler, SchedulerParams};
+use engine::{Beside, KeptIn, Scheduler, SchedulerParams, Spill};
 use server::{Auth, Clock, Model, Served, Settings, Shutdown, State};
 
 use crate::args::ServeArgs;
 use crate::exit::{Code, failure, usage};
+use crate::identity;
 use crate::verbs::sampling;
 use crate::{config, interrupt, load, memory, out};
 
@@ -17,16 +18,19 @@ use crate::{config, interrupt, load, memory, out};
 const PORT: u16 = 7862;
 
 pub fn run(args: &ServeArgs) -> Result<()> {
-    refuse_unready(args)?;
     let (host, port) = address(args)?;
     let state = State::open(
         settings(args, host)?,
         &super::key::database(args.state.as_ref())?,
     )?;
+    let spill = args.cache_dir.as_deref();
+    let spill = spill.map(|dir| Spill::open(dir, args.cache_dir_size));
+    let spill = spill.transpose()?.map(Arc::new);
     let listener = TcpListener::bind((host, port))
         .with_context(|| format!("cannot listen at {host}, port {port}"))?;
-    let served = Served::new(models(args, state.clock())?, args.strict);
+    let served = Served::new(models(args, &spill, state.clock())?, args.strict);
     state.set_models(served.ids());
+    served.watch(&state);
     let mut routes = server::routes();
     routes.extend(server::api(&served));
     greet(&listener, state.auth(), args)?;
@@ -52,26 +56,15 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     Ok(ended?)
 }
 
-/// What the contract names and this release does not do yet.
-fn refuse_unready(args: &ServeArgs) -> Result<()> {
-    match args.cache_dir {
-        Some(_) => Err(usage(
-            "--cache-dir of serve is not in this release",
-            "leave --cache-dir out: cached prefixes are kept in memory",
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The models, each on an engine's thread of its own.
-fn models(args: &ServeArgs, clock: &Clock) -> Result<Vec<Model>> {
+fn models(args: &ServeArgs, spill: &Option<Arc<Spill>>, clock: &Clock) -> Result<Vec<Model>> {
     let typed: Vec<Option<&str>> = match &args.model[..] {
         [] => vec![None],
         some => some.iter().map(|m| Some(m.as_str())).collect(),
     };
     let mut models: Vec<Model> = Vec::new();
     for typed in typed {
-        let model = model(typed, args, clock)?;
+        let model = model(typed, args, spill, clock)?;
         if models.iter().any(|m| m.id == model.id) {
             return Err(usage(
                 format!("two models are called {}", model.id),
@@ -83,7 +76,12 @@ fn models(args: &ServeArgs, clock: &Clock) -> Result<Vec<Model>> {
     Ok(models)
 }
 
-fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> {
+fn model(
+    typed: Option<&str>,
+    args: &ServeArgs,
+    spill: &Option<Arc<Spill>>,
+    clock: &Clock,
+) -> Result<Model> {
     let (loaded, tokenizer) = load::weights_and_tokenizer(typed, &args.load)?;
     let lower = &loaded.lower;
     let template = lower.template(None);
@@ -96,12 +94,29 @@ fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> 
     let eog = generation.as_ref().map(engine::eog_from_generation_config);
     let eog = eog.transpose()?.unwrap_or_default();
     let sampler = sampling::params(&lower.sampling, generation.as_ref())?;
-    let (context, cache) = memory::shared_cache(&loaded.need(loaded.load.ctx), args.parallel)?;
+    let mut guessing = args.draft.clone();
+    guessing.fill(&lower.draft);
+    let mut need = loaded.need(loaded.load.ctx);
+    let mut beside = Beside {
+        folder: spill.clone().map(|spill| KeptIn {
+            spill,
+            model: identity::of(&loaded),
+            adaptation: loaded.adaptation.clone(),
+        }),
+        draft: None,
+    };
+    if let Some(typed) = guessing.draft.as_deref() {
+        let (draft, bytes) = load::draft_among(&loaded, typed, args.parallel)?;
+        need.mapped = need.mapped.saturating_add(bytes);
+        beside.draft = Some(draft);
+    }
+    let (context, cache) = memory::shared_cache(&need, args.parallel)?;
     let params = SchedulerParams {
         cache,
         ..SchedulerParams::new(loaded.cache_type, context, args.parallel)
     };
-    let scheduler = Scheduler::start(loaded.weights.clone(), Arc::new(tokenizer), params)?;
+    let (weights, tokenizer) = (loaded.weights.clone(), Arc::new(tokenizer));
+    let scheduler = Scheduler::start_beside(weights, tokenizer, params, beside)?;
     out::note(&format!("{}, context {context} tokens", loaded.name));
     Ok(Model {
         id: loaded.name,
@@ -109,6 +124,7 @@ fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> 
         scheduler,
         template,
         sampler,
+        speculation: guessing.speculation()?,
         eog,
         stop: loaded.lower.stop,
         system: loaded.lower.system,

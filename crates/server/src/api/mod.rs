@@ -12,6 +12,7 @@ mod shape;
 mod stream;
 pub mod table;
 mod tokens;
+mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use axum::Extension;
 use axum::extract::{Path, State as With};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
-use engine::{Adaptation, SamplerParams, Scheduler};
+use engine::{Adaptation, SamplerParams, Scheduler, Speculation};
 use serde_json::{Map, Value, json};
 use text::{ChatTemplate, Tokenizer};
 
@@ -44,6 +45,8 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// How it samples where a request does not say.
     pub sampler: SamplerParams,
+    /// How it guesses ahead where a request does not say.
+    pub speculation: Speculation,
     /// Tokens that end its answers, beside those that its tokenizer knows.
     pub eog: Vec<u32>,
     /// Texts that end its answers where a request names none.
