@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Makes the seeds of the targets of `engine`: small sound files, and some with one thing wrong.
 
-The format stands in crates/engine/src/kl.rs.
+The formats stand in crates/engine/src/kl.rs and block_file.rs.
 """
 
+import hmac
 import math
 import shutil
 import struct
@@ -44,12 +45,36 @@ def kl_files():
     yield "huge", b"PUNALOGP" + u32s(1, 1, 2**32 - 1, 2**32 - 1, 2**32 - 1)
 
 
+def block(tokens=(1, 2, 3), count=None, bytes=b"keys and values", magic=b"PUNAKV01"):
+    """A file of a kept block without its seal."""
+    count = len(tokens) if count is None else count
+    return magic + b"n" * 32 + u32s(count, *tokens) + bytes
+
+
+def block_files():
+    def sealed(data):
+        return data + hmac.digest(b"\7" * 32, data, "sha256")
+
+    yield "sealed", sealed(block())
+    # The target seals what it gets as well.
+    yield "sound", block()
+    yield "empty", block(tokens=(), bytes=b"")
+    yield "page", block(tokens=range(32), bytes=bytes(256))
+    yield "other-seal", block() + b"s" * 32
+    yield "other-magic", block(magic=b"PUNAKV02")
+    yield "too-many", block(count=8)
+    yield "huge", block(count=2**32 - 1)
+    yield "cut", sealed(block())[:-1]
+    yield "head-only", block()[:43]
+
+
 def main():
-    folder = HERE / "seeds" / "kl_file"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, data in kl_files():
-        (folder / name).write_bytes(data)
+    for target, files in (("kl_file", kl_files), ("block_file", block_files)):
+        folder = HERE / "seeds" / target
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, data in files():
+            (folder / name).write_bytes(data)
 
 
 if __name__ == "__main__":

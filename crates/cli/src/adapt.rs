@@ -37,6 +37,11 @@ fn scaled(typed: &str) -> Result<(PathBuf, f32)> {
     }
 }
 
+/// The file of `FILE[:SCALE]`.
+pub fn file(typed: &str) -> PathBuf {
+    scaled(typed).map_or_else(|_| PathBuf::from(typed), |(path, _)| path)
+}
+
 /// `A:B`, layers counted from 1: the first layer has no direction.
 fn layers(typed: &str) -> Result<RangeInclusive<usize>> {
     let ends = typed.split_once(':');

@@ -271,6 +271,10 @@ fn of_engine(error: &engine::Error) -> (Code, Option<String>) {
                 "--draft takes a smaller model of the same family, with the same tokenizer".into(),
             ),
         ),
+        engine::Error::CacheDir { .. } => (
+            Code::Usage,
+            Some("--cache-dir takes a new or an empty folder, for one server at a time".into()),
+        ),
         engine::Error::Cancelled => (Code::Interrupted, None),
         _ => (Code::Failed, None),
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use engine::{Adaptation, Session};
+use engine::{Adaptation, DraftModel, Session};
 use files::Kind;
 use files::gguf::Gguf;
 use files::hf::HfDir;
@@ -320,28 +320,55 @@ pub fn session_with_draft(
     let Some(typed) = draft else {
         return session(loaded, args.ctx);
     };
+    let (its, its_tokenizer, its_context) = open_draft(loaded, typed)?;
+    let mut need = loaded.need(args.ctx);
+    need.mapped = need.mapped.saturating_add(draft_bytes(&its, its_context)?);
+    let context = context(&need)?;
+    let mut session = Session::new(loaded.weights.clone(), loaded.cache_type, context)?;
+    session.adapt(loaded.adaptation.clone());
+    let its_context = its_context.min(context);
+    let its_session = Session::new(its.weights.clone(), its.cache_type, its_context)?;
+    let set = session.set_draft(its_session, tokenizer, &its_tokenizer);
+    set.map_err(|e| named(&its.path, e))?;
+    Ok(session)
+}
+
+/// The draft model that is to stand beside another, and the context that it needs there.
+fn open_draft(loaded: &Loaded, typed: &str) -> Result<(Loaded, Tokenizer, usize)> {
     // What changes the model was not made for the one that guesses.
     let bare = LoadArgs {
         adapter: Vec::new(),
         control_vector: Vec::new(),
-        ..args.clone()
+        ..loaded.load.clone()
     };
-    let (its, its_tokenizer) = weights_and_tokenizer(Some(typed), &bare)?;
-    let (own_weights, its_weights) = (&loaded.weights, &its.weights);
-    let asked = args.ctx.unwrap_or(own_weights.config.context);
-    let its_context = asked.min(its_weights.config.context);
-    let its_bytes = Cache::bytes_for(&its_weights.config, its.cache_type, its_context)?
-        .saturating_add(its_weights.bytes() - its_weights.bytes_held());
-    let mut need = loaded.need(args.ctx);
-    need.mapped = need.mapped.saturating_add(its_bytes);
-    let context = context(&need)?;
-    let mut session = Session::new(own_weights.clone(), loaded.cache_type, context)?;
-    session.adapt(loaded.adaptation.clone());
-    let its_context = its_context.min(context);
-    let its_session = Session::new(its_weights.clone(), its.cache_type, its_context)?;
-    let set = session.set_draft(its_session, tokenizer, &its_tokenizer);
-    set.map_err(|e| named(&its.path, e))?;
-    Ok(session)
+    let (its, tokenizer) = weights_and_tokenizer(Some(typed), &bare)?;
+    let asked = loaded.load.ctx.unwrap_or(loaded.weights.config.context);
+    let context = asked.min(its.weights.config.context);
+    Ok((its, tokenizer, context))
+}
+
+/// Memory that a draft model takes, with a cache of so many tokens.
+fn draft_bytes(its: &Loaded, tokens: usize) -> Result<u64> {
+    let cache = Cache::bytes_for(&its.weights.config, its.cache_type, tokens)?;
+    Ok(cache.saturating_add(its.weights.bytes() - its.weights.bytes_held()))
+}
+
+/// Tokens that a draft model holds for all answers at once, beyond one at full length.
+const DRAFTED: usize = 32768;
+
+/// A draft model for `parallel` answers at once, and the memory that it takes.
+pub fn draft_among(loaded: &Loaded, typed: &str, parallel: usize) -> Result<(DraftModel, u64)> {
+    let (its, tokenizer, context) = open_draft(loaded, typed)?;
+    let cache = context.saturating_mul(parallel).min(DRAFTED).max(context);
+    let bytes = draft_bytes(&its, cache)?;
+    let model = DraftModel {
+        weights: its.weights,
+        tokenizer: Arc::new(tokenizer),
+        kv: its.cache_type,
+        context,
+        cache,
+    };
+    Ok((model, bytes))
 }
 
 /// Where MODEL lies: a file or directory as typed, else what the hub knows or fetches. Bare

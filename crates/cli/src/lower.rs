@@ -104,9 +104,7 @@ impl Lower {
     /// These settings, and where they say nothing those of `below`.
     pub fn over(mut self, below: Lower) -> Lower {
         sampling::fill(&mut self.sampling, &below.sampling);
-        let draft = below.draft;
-        self.draft.draft = self.draft.draft.or(draft.draft);
-        self.draft.speculate = self.draft.speculate.or(draft.speculate);
+        self.draft.fill(&below.draft);
         self.ctx = self.ctx.or(below.ctx);
         self.cache_type = self.cache_type.or(below.cache_type);
         self.threads = self.threads.or(below.threads);
@@ -137,8 +135,7 @@ impl Lower {
     pub fn under_run(&self, args: &RunArgs) -> RunArgs {
         let mut args = args.clone();
         sampling::fill(&mut args.sampling, &self.sampling);
-        args.draft.draft = args.draft.draft.or(self.draft.draft.clone());
-        args.draft.speculate = args.draft.speculate.or(self.draft.speculate);
+        args.draft.fill(&self.draft);
         args.max_tokens = args.max_tokens.or(self.max_tokens);
         // A gap to be filled has no conversation around it.
         if args.suffix.is_none() {

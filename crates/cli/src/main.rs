@@ -13,6 +13,7 @@ mod args;
 mod config;
 mod env;
 mod exit;
+mod identity;
 mod input;
 mod interrupt;
 mod load;

@@ -159,7 +159,11 @@ fn what_cannot_be_is_refused_at_the_start() {
     let model = fixture("models/llama3");
     let serve = |more: &[&str]| home.run(&[&["serve", "-m", &model, "--port", "0"], more].concat());
     serve(&["--host", "0.0.0.0"]).failed(2, "key");
-    serve(&["--cache-dir", "x"]).failed(2, "--cache-dir");
+    std::fs::create_dir(home.dir.path().join("full")).expect("made");
+    std::fs::write(home.dir.path().join("full/letter"), "dear").expect("written");
+    serve(&["--cache-dir", "full"]).failed(2, "full");
+    serve(&["--speculate", "draft"]).failed(2, "--draft");
+    serve(&["--speculate", "maybe"]).failed(2, "ngram");
     serve(&["-m", &model]).failed(2, "two models");
     home.run(&["serve", "-m", "no-such-model", "--port", "0"])
         .failed(3, "no-such-model");
@@ -167,6 +171,71 @@ fn what_cannot_be_is_refused_at_the_start() {
     std::fs::write(&file, "not a database").expect("written");
     serve(&["--state", "bad.sqlite"]).failed(1, "bad.sqlite");
     assert_eq!(std::fs::read(&file).expect("there"), b"not a database");
+}
+
+/// What was cached outlives a server that ends; it is the same answer.
+#[cfg(unix)]
+#[test]
+fn the_cache_outlives_it() {
+    let home = Home::new();
+    let dir = home.dir.path().join("cache").display().to_string();
+    let prompt = "Once upon a time there was a house, and in the house there was a cat. ".repeat(4);
+    let asked = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0 });
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let mut server = Server::start(&home, &["--cache-dir", &dir]);
+        let (status, answer) = server.ask("POST", "/v1/completions", "", &asked);
+        assert_eq!(status, 200, "{answer}");
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answers.push(answer);
+        let pid = server.child.id().to_string();
+        let asked = std::process::Command::new("kill")
+            .args(["-TERM", &pid])
+            .status();
+        assert!(asked.expect("kill runs").success());
+        assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+    }
+    let cached = |i: usize| &answers[i]["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert_eq!(*cached(0), 0);
+    assert!(cached(1).as_u64() >= Some(32), "{}", answers[1]);
+    assert_eq!(answers[0]["choices"], answers[1]["choices"]);
+}
+
+/// The answers of a server that guesses are those of one that does not, and it says what it guessed.
+#[test]
+fn guesses_change_no_answer() {
+    let home = Home::new();
+    let model = fixture("models/llama3");
+    let server = Server::start(&home, &["--draft", &model]);
+    let ask = |speculative: &str| {
+        let asked = json!({
+            "prompt": "one two three one two three one", "max_tokens": 40, "temperature": 0,
+            "ignore_eos": true, "speculative": speculative,
+        });
+        let (status, answer) = server.ask("POST", "/v1/completions", "", &asked);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let plain = ask("off");
+    let details = &plain["usage"]["completion_tokens_details"];
+    assert_eq!(details["accepted_prediction_tokens"], 0);
+    for speculative in ["auto", "ngram", "draft"] {
+        let answer = ask(speculative);
+        assert_eq!(answer["choices"], plain["choices"], "{speculative}");
+    }
+    let helped = ask("draft");
+    let accepted = &helped["usage"]["completion_tokens_details"]["accepted_prediction_tokens"];
+    assert!(accepted.as_u64() > Some(5), "{helped}");
+    let wrong = json!({ "prompt": "x", "speculative": "always" });
+    let (status, answer) = server.ask("POST", "/v1/completions", "", &wrong);
+    assert!(status == 400 && answer.contains("ngram"), "{answer}");
+    let (_, metrics) = server.ask("GET", "/metrics", "", &Value::Null);
+    let accepted = metrics.lines().find_map(|line| {
+        line.strip_prefix("puna_speculative_accepted_tokens_total{model=\"llama3\"} ")
+    });
+    let accepted: u64 = accepted.expect("the metric").parse().expect("a number");
+    assert!(accepted > 5);
 }
 
 /// Asked to end, it ends well.

@@ -13,11 +13,12 @@ use text::{Decoder, Special, Tokenizer};
 use crate::dry::Breakers;
 use crate::error::Error;
 use crate::generate::{Event, FinishReason, GenerateParams, Generation, Timings, Usage};
+use crate::helper::{Shadow, Wish};
 use crate::params::SamplerParams;
 use crate::sampler::Sampler;
 use crate::score::TokenLogprob;
 use crate::session::Flow;
-use crate::speculate::Drafts;
+use crate::speculate::{Drafts, Speculator};
 use crate::stop::StopStrings;
 
 /// What an answer works with. Making it checks all parameters, before anything runs.
@@ -161,10 +162,6 @@ impl<'t> Answer<'t> {
         &self.params
     }
 
-    pub(crate) fn sampler(&self) -> &Sampler {
-        &self.sampler
-    }
-
     /// Tokens that end the answer.
     pub(crate) fn eog(&self) -> &HashSet<u32> {
         &self.eog
@@ -190,12 +187,40 @@ impl<'t> Answer<'t> {
         self.params.max_tokens.unwrap_or(usize::MAX) - self.generated()
     }
 
+    /// Tokens that may be guessed: as many as could be taken besides the one that is certain.
+    pub(crate) fn room_to_guess(&self, context: usize) -> usize {
+        let room = context.saturating_sub(self.view.len());
+        room.min(self.left()).saturating_sub(1)
+    }
+
+    /// What the draft model is asked for.
+    pub(crate) fn wish<'a>(
+        &'a self,
+        speculator: &'a mut Speculator,
+        shadow: &'a mut Shadow,
+        most: usize,
+    ) -> Wish<'a> {
+        Wish {
+            shadow,
+            sampler: speculator.sampler(&self.sampler),
+            all: &self.all,
+            view: &self.view,
+            ends: &self.eog,
+            most,
+        }
+    }
+
     /// The prompt is read, `cached` tokens of it were there before.
     pub(crate) fn prompt_read(&mut self, cached: usize) {
         if self.clock.prompt.is_none() {
             self.cached = cached;
             self.clock.prompt = Some(self.clock.start.elapsed());
         }
+    }
+
+    /// What it has guessed so far.
+    pub(crate) fn drafts(&self) -> Drafts {
+        self.drafts
     }
 
     /// So many tokens were run as guesses.

@@ -10,12 +10,15 @@ use text::Tokenizer;
 use crate::answer::{Answer, End};
 use crate::channel::Sender;
 use crate::error::Error;
+use crate::fetch::Fetch;
 use crate::generate::Event;
+use crate::helper::{Helper, Shadow, Wish};
 use crate::line::Place;
 use crate::prefix::{Miss, Root};
 use crate::request::{Pooling, Start, Update, Want};
 use crate::scheduler::Job;
 use crate::session::{Adaptation, Flow};
+use crate::speculate::{Drafts, Guess, Speculation, Speculator};
 
 /// Most updates that one row can make.
 const ROOM: usize = 4;
@@ -35,8 +38,31 @@ pub(crate) struct Entry<'t> {
     pub(crate) held: usize,
     /// Tokens found in the cache when it first began.
     cached: Option<usize>,
+    /// What the folder has of its beginning.
+    pub(crate) fetch: Fetch,
     /// Since when its receiver takes nothing.
     stalled: Option<Instant>,
+    ahead: Box<Ahead>,
+}
+
+/// What an answer guesses of its own future.
+struct Ahead {
+    speculator: Speculator,
+    /// For the next pass.
+    guess: Guess,
+    /// What the draft model holds of it.
+    shadow: Option<Shadow>,
+}
+
+/// What came of a part of a pass.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// How it ends, if it does.
+    pub(crate) end: Option<End>,
+    /// Tokens chosen.
+    pub(crate) generated: usize,
+    /// Tokens guessed.
+    pub(crate) drafts: Drafts,
 }
 
 enum Work<'t> {
@@ -50,8 +76,12 @@ enum Work<'t> {
 }
 
 impl<'t> Entry<'t> {
-    pub(crate) fn new(tokenizer: &'t Tokenizer, job: Job, number: u64) -> Entry<'t> {
+    pub(crate) fn new(tokenizer: &'t Tokenizer, job: Job, turn: u64, number: u64) -> Entry<'t> {
         let request = job.request;
+        let speculation = match &request.want {
+            Want::Answer(params) => params.speculate,
+            Want::Embedding(_) => Speculation::default(),
+        };
         let work = match (job.tools, request.want) {
             (Some(tools), _) => {
                 let answer = Answer::new(tokenizer, &request.prompt, tools, job.submitted);
@@ -71,6 +101,7 @@ impl<'t> Entry<'t> {
             root: request.root,
             place: Place {
                 priority: request.priority,
+                turn,
                 number,
                 passed: 0,
             },
@@ -81,7 +112,13 @@ impl<'t> Entry<'t> {
             seq: None,
             held: 0,
             cached: None,
+            fetch: Fetch::default(),
             stalled: None,
+            ahead: Box::new(Ahead {
+                speculator: Speculator::new(speculation),
+                guess: Guess::default(),
+                shadow: None,
+            }),
         }
     }
 
@@ -141,14 +178,79 @@ impl<'t> Entry<'t> {
         first
     }
 
-    /// The next `n` tokens as a chunk; the row after the last token is wanted out.
+    /// Guesses what follows, in a pass with `answers` of them: as much as could be taken, heard,
+    /// and is expected to pay. `draft`: what a token of the draft model costs, if there is one. Its
+    /// tokens are yet to come ([`Entry::wish`]).
+    pub(crate) fn guess(&mut self, context: usize, answers: usize, draft: Option<f64>) {
+        let heard = self.updates.room().saturating_sub(ROOM);
+        let Work::Answer(answer) = &self.work else {
+            return;
+        };
+        let Ahead {
+            speculator,
+            guess,
+            shadow,
+        } = &mut *self.ahead;
+        // The first row comes with the prompt.
+        if answer.generated() == 0 {
+            return;
+        }
+        let helper = draft.is_some() && shadow.as_ref().is_none_or(Shadow::is_well);
+        speculator.pace().among(answers, draft.unwrap_or(0.0));
+        let room = answer.room_to_guess(context).min(heard);
+        *guess = speculator.guess(answer.all(), room, answer.eog(), helper);
+    }
+
+    /// What it asks the draft model for, and where that goes.
+    pub(crate) fn wish(&mut self, helper: &mut Helper) -> Option<(Wish<'_>, &mut Guess)> {
+        let Ahead {
+            speculator,
+            guess,
+            shadow,
+        } = &mut *self.ahead;
+        let Work::Answer(answer) = &self.work else {
+            return None;
+        };
+        if guess.wanted() == 0 {
+            return None;
+        }
+        let shadow = shadow.get_or_insert_with(|| helper.open(&self.root, answer.view()));
+        Some((answer.wish(speculator, shadow, guess.wanted()), guess))
+    }
+
+    /// Tokens guessed for the next pass.
+    pub(crate) fn guessed(&self) -> usize {
+        self.ahead.guess.ids().len()
+    }
+
+    /// Goes without the guess.
+    pub(crate) fn skip_guess(&mut self) {
+        self.ahead.guess.skip();
+    }
+
+    /// What the draft model holds of it, to be closed there.
+    pub(crate) fn take_shadow(&mut self) -> Option<Shadow> {
+        self.ahead.shadow.take()
+    }
+
+    /// The next `n` tokens as a chunk, and behind the last one those that were guessed; the rows
+    /// after the last token and after the guesses are wanted out.
     pub(crate) fn chunk(&self, seq: Seq, n: usize) -> Chunk {
         let (tokens, end) = (self.tokens(), self.held + n);
         let last = end == tokens.len();
+        let guess = match last {
+            true => self.ahead.guess.ids(),
+            false => &[],
+        };
         // A position fits: contexts are far below it, and were checked.
         let start = u32::try_from(self.held).unwrap_or(u32::MAX);
-        let rows = if last { Rows::Last } else { Rows::None };
-        let mut chunk = Chunk::tokens(seq, start, &tokens[self.held..end], rows);
+        let rows = match (last, guess) {
+            (false, _) => Rows::None,
+            (true, []) => Rows::Last,
+            (true, _) => Rows::All,
+        };
+        let ids = [&tokens[self.held..end], guess].concat();
+        let mut chunk = Chunk::tokens(seq, start, &ids, rows);
         let Adaptation { adapters, control } = self.root.adaptation.clone();
         (chunk.adapters, chunk.control) = (adapters, control);
         if let Work::Embedding { pooling, .. } = &self.work {
@@ -161,37 +263,54 @@ impl<'t> Entry<'t> {
         chunk
     }
 
-    /// Takes the rows of a chunk of `n` tokens that ran. Returns the last update if it is complete,
-    /// and how many tokens were chosen.
+    /// Takes the rows of a chunk of `n` tokens that ran, and of the tokens guessed behind them.
+    /// `held` is then what is right of what ran.
     pub(crate) fn take(
         &mut self,
         n: usize,
         out: &ChunkOut,
         vocab: usize,
         context: usize,
-    ) -> Result<(Option<End>, usize), Error> {
+    ) -> Result<Taken, Error> {
         self.held += n;
         let done = self.held == self.tokens().len();
         let cached = self.cached.unwrap_or(0);
         match &mut self.work {
             Work::Embedding { sum, pooling, .. } => {
                 pool(sum, &out.hidden, *pooling, n);
-                Ok((done.then_some(End::MaxTokens), 0))
+                Ok(Taken {
+                    end: done.then_some(End::MaxTokens),
+                    ..Taken::default()
+                })
             }
-            Work::Answer(_) if !done => Ok((None, 0)),
+            Work::Answer(_) if !done => Ok(Taken::default()),
             Work::Answer(answer) => {
                 answer.prompt_read(cached);
-                if out.logits.len() != vocab {
-                    let (got, expected) = (out.logits.len(), vocab);
+                let guess = std::mem::take(&mut self.ahead.guess);
+                let rows = 1 + guess.ids().len();
+                if out.logits.len() != rows * vocab {
+                    let (got, expected) = (out.logits.len(), rows * vocab);
                     return Err(Error::LogitsShape { got, expected });
                 }
-                let before = answer.generated();
+                let (before, seen) = (answer.all().len(), answer.view().len());
+                let first = answer.generated() == 0;
+                let drafts = answer.drafts();
+                answer.drafted(guess.ids().len());
                 let mut on = sender(&self.updates);
-                let mut end = answer.walk(&out.logits, vocab, &[], &mut on)?;
+                let mut end = answer.walk(&out.logits, vocab, guess.ids(), &mut on)?;
+                self.held = seen.max(answer.view().len() - 1);
+                if !first {
+                    let drawn = &answer.all()[before..];
+                    self.ahead.speculator.learn(&guess, drawn, None);
+                }
                 if end.is_none() {
                     end = answer.make_room(context, &mut on)?;
                 }
-                Ok((end, answer.generated() - before))
+                Ok(Taken {
+                    end,
+                    generated: answer.all().len() - before,
+                    drafts: answer.drafts().since(drafts),
+                })
             }
         }
     }
@@ -241,6 +360,8 @@ impl<'t> Entry<'t> {
     pub(crate) fn rewind(&mut self) {
         self.seq = None;
         self.held = 0;
+        self.ahead.guess = Guess::default();
+        self.fetch = Fetch::default();
         if let Work::Embedding { sum, .. } = &mut self.work {
             sum.clear();
         }

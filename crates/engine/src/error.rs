@@ -109,6 +109,14 @@ pub enum Error {
     /// The run was stopped by its caller.
     #[error("cancelled")]
     Cancelled,
+    /// A folder that cannot have kept beginnings.
+    #[error("{}: the folder {what}", folder.display())]
+    CacheDir {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// Why.
+        what: String,
+    },
     /// Reading or writing failed.
     #[error("{what}: {source}")]
     Io {

@@ -17,7 +17,7 @@ use crate::answer::{Answer, End, Tools};
 use crate::error::Error;
 use crate::params::SamplerParams;
 use crate::score::TokenLogprob;
-use crate::session::{Flow, Progress, Session};
+use crate::session::{Draft, Flow, Progress, Session};
 use crate::speculate::{Drafts, Guess, Speculation, Speculator};
 
 /// What is asked of one answer.
@@ -174,11 +174,16 @@ impl Session {
         let tools = Tools::new(config, tokenizer, params.clone(), self.context())?;
         // Out of the session, so that both can be used at once.
         let mut draft = self.take_draft();
+        if let Some(draft) = &mut draft {
+            draft.shadow.restart();
+        }
         let run = Run {
             answer: Answer::new(tokenizer, prompt, tools, Instant::now()),
             session: self,
+            speculator: Speculator::new(params.speculate),
+            draft: draft.as_deref_mut(),
         };
-        let made = run.finish(draft.as_deref_mut(), on);
+        let made = run.finish(on);
         self.put_draft(draft);
         made
     }
@@ -188,17 +193,13 @@ impl Session {
 struct Run<'s> {
     answer: Answer<'s>,
     session: &'s mut Session,
+    speculator: Speculator,
+    draft: Option<&'s mut Draft>,
 }
 
 impl Run<'_> {
-    fn finish(
-        mut self,
-        draft: Option<&mut Session>,
-        on: &mut dyn FnMut(Event) -> Flow,
-    ) -> Result<Generation, Error> {
-        let params = self.answer.params();
-        let mut speculator = Speculator::new(params.speculate, draft, self.answer.sampler());
-        match self.steps(&mut speculator, on) {
+    fn finish(mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<Generation, Error> {
+        match self.steps(on) {
             Ok(end) => Ok(self.answer.finish(end, on)),
             Err(Error::Cancelled) => Ok(self.answer.finish(End::Cancelled, on)),
             Err(error) => Err(error),
@@ -206,14 +207,10 @@ impl Run<'_> {
     }
 
     /// The loop. Every way out says why.
-    fn steps(
-        &mut self,
-        speculator: &mut Speculator,
-        on: &mut dyn FnMut(Event) -> Flow,
-    ) -> Result<End, Error> {
+    fn steps(&mut self, on: &mut dyn FnMut(Event) -> Flow) -> Result<End, Error> {
         let vocab = self.session.weights().config.vocab;
         loop {
-            let guess = self.guess(speculator);
+            let guess = self.guess();
             let start = Instant::now();
             let rows = self.next_rows(guess.ids(), on)?;
             let time = start.elapsed();
@@ -224,7 +221,8 @@ impl Run<'_> {
             // Rows behind a wrong guess, or behind the end, are forgotten.
             self.session.truncate(seen.max(answer.view().len() - 1));
             if !first {
-                speculator.learn(&guess, &answer.all()[before..], time);
+                let drawn = &answer.all()[before..];
+                self.speculator.learn(&guess, drawn, Some(time));
             }
             if let Some(end) = end? {
                 return Ok(end);
@@ -235,17 +233,29 @@ impl Run<'_> {
         }
     }
 
-    /// Tokens that may follow: as many as could be taken besides the one that is certain.
-    fn guess(&mut self, speculator: &mut Speculator) -> Guess {
-        let answer = &self.answer;
+    /// Tokens that may follow.
+    fn guess(&mut self) -> Guess {
+        let (answer, speculator) = (&self.answer, &mut self.speculator);
         // The prompt is still to be read, or read anew after a shift.
         if answer.generated() == 0 || self.session.held().len() + 1 != answer.view().len() {
             return Guess::default();
         }
-        let room = self.session.context() - answer.view().len();
-        let room = room.min(answer.left()).saturating_sub(1);
-        let (all, view) = (answer.all(), answer.view());
-        speculator.guess(all, view, answer.sampler(), room, answer.eog())
+        let room = answer.room_to_guess(self.session.context());
+        let draft = self.draft.as_deref_mut().filter(|d| d.shadow.is_well());
+        let mut guess = speculator.guess(answer.all(), room, answer.eog(), draft.is_some());
+        if let (Some(Draft { helper, shadow }), 1..) = (draft, guess.wanted()) {
+            let start = Instant::now();
+            // What it has not read yet is read once: no measure of what a guess costs.
+            let in_step = shadow.len() + guess.wanted() >= answer.view().len();
+            let wish = answer.wish(speculator, shadow, guess.wanted());
+            let ids = helper.guess(&mut [wish], usize::MAX).pop();
+            guess.put(ids.unwrap_or_default());
+            if in_step {
+                let pace = speculator.pace();
+                pace.drafted(guess.ids().len(), start.elapsed());
+            }
+        }
+        guess
     }
 
     /// The rows after the view and after each guessed token.

@@ -8,24 +8,30 @@
 //!   [`Session::generate`] answers a prompt.
 //! - [`Scheduler`]: many requests at once, on a thread of its own; what they have in common is read
 //!   once.
+//! - [`Spill`]: a folder for what was read and memory has no room for; its files are
+//!   [`block_file`]'s.
 //! - [`Sampler`] with [`SamplerParams`]: llama.cpp's chain; its steps stand in [`filters`],
 //!   [`dry`] and [`mirostat`], its randomness in [`random`].
-//! - `speculate` and `lookup`: tokens guessed ahead, which change an answer's time and never its
-//!   text.
+//! - `speculate`, `lookup`, `helper` and `pace`: tokens guessed ahead, by a look-up or a smaller
+//!   model, where it pays; they change an answer's time and never its text.
 //! - [`score()`], [`perplexity()`], [`KlWriter`], [`KlComparison`]: log-probabilities of given
 //!   tokens and what is made of them.
 
 mod answer;
+pub mod block_file;
 mod channel;
 pub mod dry;
 mod entry;
 mod error;
+mod fetch;
 pub mod filters;
 mod generate;
+mod helper;
 mod kl;
 mod line;
 mod lookup;
 pub mod mirostat;
+mod pace;
 mod params;
 mod perplexity;
 mod prefix;
@@ -37,6 +43,7 @@ mod scheduler;
 mod score;
 mod session;
 mod speculate;
+mod spill;
 mod steps;
 mod stop;
 
@@ -48,8 +55,9 @@ pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored
 pub use prefix::{Miss, Root, Why};
 pub use request::{Cancel, Pooling, Replies, Request, Start, Update, Want};
 pub use sampler::Sampler;
-pub use scheduler::{Scheduler, SchedulerParams, Stats};
+pub use scheduler::{Beside, DraftModel, KeptIn, Scheduler, SchedulerParams, Stats};
 pub use score::{LogSoftmax, OnRow, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
 pub use session::{Adaptation, Advance, Flow, Progress, Session};
-pub use speculate::{Drafts, Speculation};
+pub use speculate::{Drafter, Drafts, Speculation};
+pub use spill::Spill;
 pub use stop::StopStrings;

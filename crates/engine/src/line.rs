@@ -1,8 +1,13 @@
 //! Who is next.
 //!
-//! Of those that wait, the one with the highest rank; of equals, the one that came first. A rank is
-//! a priority, raised by one level for every [`PATIENCE`] others that were let pass: so nobody
-//! waits for ever, whatever comes after.
+//! Of those that wait, the one with the highest rank; of equals, the one whose turn it is. A rank is
+//! a priority, raised by one level for every [`PATIENCE`] others of a higher one that were let pass:
+//! so nobody waits for ever, whatever comes after.
+//!
+//! Turns are shared among scopes ([`Turns`]): who has many requests in line waits behind himself,
+//! and not others behind him.
+
+use std::collections::HashMap;
 
 /// As many may pass before a priority counts as one higher.
 pub(crate) const PATIENCE: u32 = 8;
@@ -12,17 +17,19 @@ pub(crate) const PATIENCE: u32 = 8;
 pub(crate) struct Place {
     /// Higher goes first.
     pub(crate) priority: i8,
+    /// When its scope is due, as [`Turns`] has it.
+    pub(crate) turn: u64,
     /// Counts up with every request.
     pub(crate) number: u64,
-    /// Others that went first although they came later.
+    /// Others of a higher priority that went first although they came later.
     pub(crate) passed: u32,
 }
 
 impl Place {
     /// The smaller, the sooner.
-    pub(crate) fn order(&self) -> (i64, u64) {
+    pub(crate) fn order(&self) -> (i64, u64, u64) {
         let rank = i64::from(self.priority) + i64::from(self.passed / PATIENCE);
-        (-rank, self.number)
+        (-rank, self.turn, self.number)
     }
 
     /// The greater, the sooner it has to give way to another that already runs.
@@ -37,11 +44,53 @@ pub(crate) fn first<T>(waiting: &[T], place: impl Fn(&T) -> &Place) -> Option<us
     (0..waiting.len()).min_by_key(order)
 }
 
-/// Somebody with this number went: those who came before were passed.
-pub(crate) fn pass<'p>(waiting: impl IntoIterator<Item = &'p mut Place>, number: u64) {
+/// Somebody went: those of lower priority who came before were passed.
+pub(crate) fn pass<'p>(waiting: impl IntoIterator<Item = &'p mut Place>, went: &Place) {
     for place in waiting {
-        if place.number < number {
+        if place.number < went.number && place.priority < went.priority {
             place.passed = place.passed.saturating_add(1);
+        }
+    }
+}
+
+/// The turns of scopes, by start-time fair queueing (Goyal et al. 1996) with requests of equal
+/// cost: a request's turn is the one after that of the request before it in its scope, but none
+/// before the turn that it is now. So scopes with requests in line go in turns, and one that comes
+/// anew goes with the next ones. Each priority has turns of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    priorities: HashMap<i8, Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Clock {
+    now: u64,
+    /// The latest turn of each scope that has taken one which is not over.
+    latest: HashMap<String, u64>,
+}
+
+impl Turns {
+    /// The turn of one more request.
+    pub(crate) fn take(&mut self, scope: &str, priority: i8) -> u64 {
+        let clock = self.priorities.entry(priority).or_default();
+        let next = clock.latest.get(scope).map_or(0, |latest| latest + 1);
+        let turn = next.max(clock.now);
+        clock.latest.insert(scope.to_owned(), turn);
+        turn
+    }
+
+    /// A request goes.
+    pub(crate) fn went(&mut self, place: &Place) {
+        if let Some(clock) = self.priorities.get_mut(&place.priority) {
+            clock.now = clock.now.max(place.turn);
+            clock.latest.retain(|_, latest| *latest >= clock.now);
+        }
+    }
+
+    /// A scope has left the line: turns that it took and did not use are not held against it.
+    pub(crate) fn forget(&mut self, scope: &str) {
+        for clock in self.priorities.values_mut() {
+            clock.latest.remove(scope);
         }
     }
 }
@@ -53,6 +102,7 @@ mod tests {
     fn place(priority: i8, number: u64) -> Place {
         Place {
             priority,
+            turn: 0,
             number,
             passed: 0,
         }
@@ -84,9 +134,85 @@ mod tests {
                 assert_eq!(number - 1, 4 * u64::from(PATIENCE));
                 return;
             }
-            pass(&mut line, went.number);
+            pass(&mut line, &went);
         }
         panic!("it never went");
+    }
+
+    /// A line in which scopes ask as they like, and who goes in which order.
+    #[derive(Default)]
+    struct Line {
+        turns: Turns,
+        waiting: Vec<(&'static str, Place)>,
+        next: u64,
+    }
+
+    impl Line {
+        fn ask(&mut self, scope: &'static str, priority: i8) {
+            let turn = self.turns.take(scope, priority);
+            let place = Place {
+                turn,
+                ..place(priority, self.next)
+            };
+            self.next += 1;
+            self.waiting.push((scope, place));
+        }
+
+        fn go(&mut self) -> &'static str {
+            let next = first(&self.waiting, |w| &w.1).unwrap();
+            let (scope, place) = self.waiting.remove(next);
+            pass(self.waiting.iter_mut().map(|w| &mut w.1), &place);
+            self.turns.went(&place);
+            scope
+        }
+
+        fn order(&mut self, n: usize) -> String {
+            (0..n).map(|_| self.go()).collect()
+        }
+    }
+
+    #[test]
+    fn scopes_go_in_turns() {
+        let mut line = Line::default();
+        (0..256).for_each(|_| line.ask("a", 0));
+        assert_eq!(line.order(3), "aaa");
+        // The turn that it is now is theirs as well.
+        line.ask("b", 0);
+        assert_eq!(line.order(2), "ba");
+        (0..3).for_each(|_| line.ask("b", 0));
+        (0..2).for_each(|_| line.ask("c", 0));
+        assert_eq!(line.order(9), "bcabcabaa");
+        // However long it goes on: at most one of each other scope is between two of one.
+        for _ in 0..200 {
+            line.ask("b", 0);
+            assert_eq!(line.order(1), "b");
+            assert_eq!(line.order(1), "a");
+        }
+    }
+
+    #[test]
+    fn turns_are_those_of_a_priority() {
+        let mut line = Line::default();
+        (0..20).for_each(|_| line.ask("a", 1));
+        (0..4).for_each(|_| line.ask("a", 0));
+        assert_eq!(line.order(5), "aaaaa");
+        line.ask("b", 0);
+        line.ask("b", 1);
+        assert_eq!(line.order(2), "ba");
+        let rest = line.order(line.waiting.len());
+        assert_eq!(rest, ["a".repeat(15), "baaa".to_owned()].concat());
+    }
+
+    #[test]
+    fn who_left_the_line_owes_nothing() {
+        let mut line = Line::default();
+        (0..50).for_each(|_| line.ask("a", 0));
+        line.waiting.clear();
+        line.turns.forget("a");
+        line.ask("b", 0);
+        line.ask("b", 0);
+        line.ask("a", 0);
+        assert_eq!(line.order(3), "bab");
     }
 
     #[test]

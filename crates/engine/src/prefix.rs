@@ -8,15 +8,22 @@
 //!
 //! A block stays until pages run out; then the leaf that was not used for longest goes first.
 //!
+//! With a folder beside it ([`Spill`]), a block that goes leaves its keys and values there, by a name
+//! that is a hash of everything that shaped it, and is read back when it is asked for.
+//!
 //! Knows tokens and blocks of one [`Cache`]. Must not know requests.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
+use std::time::Instant;
 
 use model::{Block, Cache, PAGE, Seq};
 
+use crate::block_file::{self, Name};
 use crate::session::Adaptation;
+use crate::spill::{Spill, Wanted};
 
 /// Whose sequences share with one another, and what shapes them besides their tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -77,6 +84,8 @@ struct Node {
     used: u64,
     /// Of everything from the root on; only to remember what went.
     hash: u64,
+    /// In the folder, if it may go there.
+    name: Option<Name>,
 }
 
 /// Evicted blocks that are remembered, at most.
@@ -94,9 +103,155 @@ pub(crate) struct Prefixes {
     evicted_order: VecDeque<u64>,
     /// Blocks that went, in all.
     pub(crate) evictions: u64,
+    folder: Option<Folder>,
+}
+
+/// Where blocks go that memory has no room for.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    pub(crate) spill: Arc<Spill>,
+    /// Everything that shapes all blocks of this cache alike: the model, the cache's form, the
+    /// kernels.
+    pub(crate) common: Vec<String>,
+    /// What `common` says of adapters: blocks of others stay in memory.
+    pub(crate) adaptation: Adaptation,
+    /// Blocks that went there.
+    pub(crate) written: u64,
+}
+
+impl Folder {
+    /// The name of what comes before all blocks of a root.
+    fn root(&self, root: &Root) -> Option<Name> {
+        if root.adaptation != self.adaptation {
+            return None;
+        }
+        let words = self.common.iter().chain([&root.scope, &root.salt]);
+        // Each with its length, so that no two lists are spelled alike.
+        let spelled: Vec<u8> = words
+            .flat_map(|word| {
+                let length = (word.len() as u64).to_le_bytes();
+                length.into_iter().chain(word.bytes()).collect::<Vec<u8>>()
+            })
+            .collect();
+        Some(block_file::keyed(self.spill.secret(), &[b"root", &spelled]))
+    }
+
+    /// The name of a block behind another.
+    fn next(&self, before: &Name, tokens: &[u32]) -> Name {
+        let tokens: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        block_file::keyed(self.spill.secret(), &[b"next", before, &tokens])
+    }
 }
 
 impl Prefixes {
+    /// With a folder for what memory has no room for.
+    pub(crate) fn beside(folder: Option<Folder>) -> Prefixes {
+        Prefixes {
+            folder,
+            ..Prefixes::default()
+        }
+    }
+
+    /// Blocks that went to the folder.
+    pub(crate) fn written(&self) -> u64 {
+        self.folder.as_ref().map_or(0, |folder| folder.written)
+    }
+
+    /// What the folder has of the blocks at the beginning of `tokens` that follow those that are
+    /// here: at most `most` bytes, but one block at least.
+    pub(crate) fn in_folder(
+        &self,
+        cache: &Cache,
+        root: &Root,
+        tokens: &[u32],
+        most: usize,
+    ) -> Vec<Wanted> {
+        let Some(folder) = self.folder.as_ref().filter(|_| cache.holds_blocks()) else {
+            return Vec::new();
+        };
+        let path = self.path(root, tokens);
+        let last = path.last().map(|id| self.nodes[id].name);
+        let Some(mut name) = last.unwrap_or_else(|| folder.root(root)) else {
+            return Vec::new();
+        };
+        let bytes = cache.block_bytes();
+        let blocks = tokens[path.len() * PAGE..tokens.len().saturating_sub(1)].chunks_exact(PAGE);
+        let mut wanted = Vec::new();
+        for block in blocks.take((most / bytes.max(1)).max(1)) {
+            name = folder.next(&name, block);
+            if !folder.spill.has(&name) {
+                break;
+            }
+            wanted.push(Wanted {
+                name,
+                tokens: block.into(),
+                bytes,
+            });
+        }
+        wanted
+    }
+
+    /// Takes back a block from the folder: the one behind the first `at` blocks of `tokens`. False
+    /// if those are not here, or there is no page for it.
+    pub(crate) fn restore(
+        &mut self,
+        cache: &mut Cache,
+        root: &Root,
+        tokens: &[u32],
+        at: usize,
+        bytes: Vec<u8>,
+    ) -> bool {
+        let path = self.path(root, tokens);
+        if path.len() != at || tokens.len() < (at + 1) * PAGE {
+            return path.len() > at;
+        }
+        while cache.free_pages() == 0 {
+            // What it stands behind must not go for it.
+            self.now += 1;
+            self.touch(&path);
+            if !self.evict(cache) {
+                return false;
+            }
+        }
+        let Some(block) = cache.put(bytes) else {
+            return false;
+        };
+        if self.path(root, tokens).len() != at {
+            cache.give_up(block);
+            return false;
+        }
+        self.now += 1;
+        let before = path.last().copied().unwrap_or_else(|| self.root(root));
+        self.append(before, &tokens[at * PAGE..(at + 1) * PAGE], block);
+        true
+    }
+
+    /// Writes everything that is kept to the folder, what was used last at the end; not beyond
+    /// `end`.
+    pub(crate) fn save(&mut self, cache: &Cache, end: Instant) {
+        let Some(folder) = &mut self.folder else {
+            return;
+        };
+        let mut nodes: Vec<(&Id, &Node)> = self.nodes.iter().collect();
+        // Of one use, blocks after those that stand behind them.
+        nodes.sort_unstable_by_key(|(id, node)| (node.used, std::cmp::Reverse(**id)));
+        for (_, node) in nodes {
+            let (Some(name), Some(block)) = (node.name, &node.block) else {
+                continue;
+            };
+            if folder.spill.has(&name) {
+                continue;
+            }
+            folder.spill.wait(end);
+            if Instant::now() >= end {
+                return;
+            }
+            let bytes = cache.block(block).to_vec();
+            let written = folder.spill.write(name, node.tokens.clone(), bytes);
+            folder.written += u64::from(written);
+        }
+    }
+
     /// Blocks held.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len() - self.roots.len()
@@ -148,15 +303,19 @@ impl Prefixes {
     ) -> (Seq, usize, Option<Miss>) {
         let path = self.path(root, tokens);
         self.now += 1;
-        for id in &path {
-            if let Some(node) = self.nodes.get_mut(id) {
-                node.used = self.now;
-            }
-        }
+        self.touch(&path);
         let miss = self.miss(cache, root, &path, tokens);
         let blocks = path.iter().filter_map(|id| self.nodes[id].block.as_ref());
         let seq = cache.open_with(blocks);
         (seq, path.len() * PAGE, miss)
+    }
+
+    fn touch(&mut self, path: &[Id]) {
+        for id in path {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.used = self.now;
+            }
+        }
     }
 
     fn miss(&self, cache: &Cache, root: &Root, path: &[Id], tokens: &[u32]) -> Option<Miss> {
@@ -200,27 +359,15 @@ impl Prefixes {
             return;
         }
         self.now += 1;
-        let mut at = match self.roots.get(root) {
-            Some(id) => *id,
-            None => {
-                let hash = self.hashes.hash_one(root);
-                let id = self.insert(None, 0, [].into(), hash);
-                self.roots.insert(root.clone(), id);
-                id
-            }
-        };
+        let mut at = self.root(root);
         for (i, block) in tokens.chunks_exact(PAGE).enumerate() {
             let parent = &self.nodes[&at];
             at = match parent.children.get(block) {
                 Some(&child) => child,
-                None => {
-                    let hash = self.hashes.hash_one((parent.hash, block));
-                    let Some(held) = cache.hold(seq, i) else {
-                        return;
-                    };
-                    self.evicted.remove(&hash);
-                    self.insert(Some(held), at, block.into(), hash)
-                }
+                None => match cache.hold(seq, i) {
+                    Some(held) => self.append(at, block, held),
+                    None => return,
+                },
             };
             if let Some(node) = self.nodes.get_mut(&at) {
                 node.used = self.now;
@@ -228,7 +375,35 @@ impl Prefixes {
         }
     }
 
-    fn insert(&mut self, block: Option<Block>, parent: Id, tokens: Box<[u32]>, hash: u64) -> Id {
+    /// The node of a root, which may be new.
+    fn root(&mut self, root: &Root) -> Id {
+        if let Some(id) = self.roots.get(root) {
+            return *id;
+        }
+        let hash = self.hashes.hash_one(root);
+        let name = self.folder.as_ref().and_then(|folder| folder.root(root));
+        let id = self.insert(None, 0, [].into(), (hash, name));
+        self.roots.insert(root.clone(), id);
+        id
+    }
+
+    /// A new block behind a node.
+    fn append(&mut self, before: Id, tokens: &[u32], block: Block) -> Id {
+        let parent = &self.nodes[&before];
+        let hash = self.hashes.hash_one((parent.hash, tokens));
+        let folder = self.folder.as_ref().zip(parent.name.as_ref());
+        let name = folder.map(|(folder, before)| folder.next(before, tokens));
+        self.evicted.remove(&hash);
+        self.insert(Some(block), before, tokens.into(), (hash, name))
+    }
+
+    fn insert(
+        &mut self,
+        block: Option<Block>,
+        parent: Id,
+        tokens: Box<[u32]>,
+        (hash, name): (u64, Option<Name>),
+    ) -> Id {
         let id = self.next;
         self.next += 1;
         if block.is_some()
@@ -243,6 +418,7 @@ impl Prefixes {
             children: BTreeMap::new(),
             used: self.now,
             hash,
+            name,
         };
         self.nodes.insert(id, node);
         id
@@ -281,7 +457,13 @@ impl Prefixes {
         };
         if let Some(block) = node.block {
             self.evictions += 1;
-            cache.give_up(block);
+            let bytes = cache.take(block);
+            let folder = self.folder.as_mut().zip(node.name);
+            if let (Some((folder, name)), Some(bytes)) = (folder, bytes) {
+                let written = folder.spill.write(name, node.tokens.clone(), bytes);
+                folder.written += u64::from(written);
+            }
+            // It may not come back from there.
             self.remember(node.hash);
         }
         let Some(parent) = self.nodes.get_mut(&node.parent) else {

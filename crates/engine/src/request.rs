@@ -28,7 +28,7 @@ pub struct Request {
 /// What is to be made of a prompt.
 #[derive(Clone, Debug)]
 pub enum Want {
-    /// Tokens that follow. `cancel` and `speculate` are not looked at: see [`Replies::cancel`].
+    /// Tokens that follow. `cancel` is not looked at: see [`Replies::cancel`].
     Answer(Box<GenerateParams>),
     /// One row of the final hidden states, after the final norm.
     Embedding(Pooling),

@@ -21,7 +21,11 @@ use text::Tokenizer;
 use crate::answer::Tools;
 use crate::channel::{Sender, channel};
 use crate::error::Error;
+use crate::helper::{Helper, check_vocabulary};
+use crate::prefix::Folder;
 use crate::request::{Replies, Request, UPDATES, Update, Want};
+use crate::session::Adaptation;
+use crate::spill::Spill;
 use crate::steps::Engine;
 
 /// How a scheduler runs.
@@ -61,6 +65,70 @@ impl SchedulerParams {
     }
 }
 
+/// A smaller model that guesses tokens for all answers that let it ([`crate::Speculation`]).
+#[derive(Clone, Debug)]
+pub struct DraftModel {
+    /// The model.
+    pub weights: Arc<Weights>,
+    /// Its tokens, which must be those of the model that it helps.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Storage of its keys and values.
+    pub kv: KvType,
+    /// Most tokens of one answer.
+    pub context: usize,
+    /// Most tokens of all answers and kept beginnings together.
+    pub cache: usize,
+}
+
+impl DraftModel {
+    fn helper(self, weights: &Weights, tokenizer: &Tokenizer) -> Result<Helper, Error> {
+        let (own, its) = (weights.config.vocab, self.weights.config.vocab);
+        check_vocabulary(tokenizer, own, &self.tokenizer, its)?;
+        Helper::new(self.weights, self.kv, self.context, self.cache)
+    }
+}
+
+/// What a scheduler may have beside its model.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Guesses tokens ahead.
+    pub draft: Option<DraftModel>,
+    /// Has kept beginnings that memory has no room for.
+    pub folder: Option<KeptIn>,
+}
+
+/// A folder for kept beginnings, and what tells a model's own from others there.
+#[derive(Clone, Debug)]
+pub struct KeptIn {
+    /// The folder, which several models may share.
+    pub spill: Arc<Spill>,
+    /// Another text for any other weights, adapters or directions.
+    pub model: String,
+    /// The adapters and directions that `model` speaks of; what ran with others stays in memory.
+    pub adaptation: Adaptation,
+}
+
+impl KeptIn {
+    fn folder(self, weights: &Weights, kv: KvType) -> Folder {
+        let kernels = weights.kernels();
+        // Keys and values have the same bits only where all of these are the same.
+        let common = [
+            env!("CARGO_PKG_VERSION"),
+            std::env::consts::ARCH,
+            kernels.level().name(),
+            kernels.compute().name(),
+            kv.name(),
+            &self.model,
+        ];
+        Folder {
+            common: common.map(str::to_owned).into(),
+            spill: self.spill,
+            adaptation: self.adaptation,
+            written: 0,
+        }
+    }
+}
+
 /// What a scheduler has done since it began, and what it holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -76,16 +144,28 @@ pub struct Stats {
     pub steps: u64,
     /// Chunks of all passes: `chunks / steps` is the mean size of a batch.
     pub chunks: u64,
+    /// Passes by their chunks: 1, up to 2, up to 4 and so on up to 256, and more.
+    pub batches: [u64; 10],
     /// Tokens of prompts, and how many of them were found in the cache.
     pub prompt_tokens: u64,
     /// See `prompt_tokens`.
     pub cached_tokens: u64,
     /// Tokens chosen.
     pub generated: u64,
+    /// Tokens that were guessed ahead, and how many of them were right.
+    pub drafted: u64,
+    /// See `drafted`.
+    pub accepted: u64,
     /// Kept pages that gave way.
     pub evictions: u64,
     /// Sequences that gave way.
     pub preemptions: u64,
+    /// Kept pages that went to the folder, and those that were read back.
+    pub written: u64,
+    /// See `written`.
+    pub restored: u64,
+    /// Reads and writes of the folder that failed, of all models that share it.
+    pub folder_errors: u64,
 }
 
 /// A request as the engine's thread gets it.
@@ -115,6 +195,7 @@ pub struct Scheduler {
     weights: Arc<Weights>,
     tokenizer: Arc<Tokenizer>,
     params: SchedulerParams,
+    drafts: bool,
 }
 
 impl Scheduler {
@@ -126,7 +207,20 @@ impl Scheduler {
     pub fn start(
         weights: Arc<Weights>,
         tokenizer: Arc<Tokenizer>,
+        params: SchedulerParams,
+    ) -> Result<Scheduler, Error> {
+        Scheduler::start_beside(weights, tokenizer, params, Beside::default())
+    }
+
+    /// [`Scheduler::start`], with what helps it.
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::start`]; [`Error::DraftVocabulary`] for a draft model of other tokens.
+    pub fn start_beside(
+        weights: Arc<Weights>,
+        tokenizer: Arc<Tokenizer>,
         mut params: SchedulerParams,
+        beside: Beside,
     ) -> Result<Scheduler, Error> {
         let sizes = [
             ("context", params.context),
@@ -145,10 +239,14 @@ impl Scheduler {
         params.cache = params.cache.max(PAGE) / PAGE * PAGE;
         params.context = params.context.min(params.cache).min(u32::MAX as usize);
         let cache = Cache::new(&weights.config, params.kv, params.cache)?;
+        let helper = beside.draft.map(|draft| draft.helper(&weights, &tokenizer));
+        let helper = helper.transpose()?;
+        let drafts = helper.is_some();
+        let folder = beside.folder.map(|kept| kept.folder(&weights, params.kv));
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::channel();
         let (w, t, s) = (weights.clone(), tokenizer.clone(), shared.clone());
-        let run = move || Engine::new(&w, &t, cache, params, &s).run(&inbox);
+        let run = move || Engine::new(&w, &t, cache, helper, folder, params, &s).run(&inbox);
         let thread = std::thread::Builder::new().name("engine".into());
         let thread = thread.spawn(run).map_err(|source| Error::Io {
             what: "starting the engine's thread".into(),
@@ -161,6 +259,7 @@ impl Scheduler {
             weights,
             tokenizer,
             params,
+            drafts,
         })
     }
 
@@ -244,6 +343,11 @@ impl Scheduler {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// Whether it has a draft model.
+    pub fn drafts(&self) -> bool {
+        self.drafts
     }
 
     /// Whether the engine's thread still runs.

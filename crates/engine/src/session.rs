@@ -15,6 +15,8 @@ use model::{Adapter, Batch, Cache, Chunk, ControlVector, Logits, Probe, Rows, Se
 use text::Tokenizer;
 
 use crate::error::Error;
+use crate::helper::{Helper, Shadow};
+use crate::prefix::Root;
 
 /// What a callback wants: go on, or stop at the next safe place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +99,15 @@ pub struct Session {
     context: usize,
     chunk: usize,
     adaptation: Adaptation,
-    /// A smaller model that guesses tokens ahead.
-    draft: Option<Box<Session>>,
+    /// A smaller model that guesses tokens ahead, and what it holds of this sequence.
+    draft: Option<Box<Draft>>,
+}
+
+/// A smaller model beside a session.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) helper: Helper,
+    pub(crate) shadow: Shadow,
 }
 
 /// What [`Session::advance_guessing`] found.
@@ -150,16 +159,24 @@ impl Session {
         draft_tokenizer: &Tokenizer,
     ) -> Result<(), Error> {
         let (own, its) = (self.weights.config.vocab, draft.weights.config.vocab);
-        crate::speculate::check_vocabulary(tokenizer, own, draft_tokenizer, its)?;
-        self.draft = Some(Box::new(draft));
+        crate::helper::check_vocabulary(tokenizer, own, draft_tokenizer, its)?;
+        let helper = Helper::new(
+            draft.weights,
+            draft.cache.kv(),
+            draft.context,
+            draft.context,
+        )?;
+        let mut helper = helper.adapted(draft.adaptation);
+        let shadow = helper.open(&Root::default(), &[]);
+        self.draft = Some(Box::new(Draft { helper, shadow }));
         Ok(())
     }
 
-    pub(crate) fn take_draft(&mut self) -> Option<Box<Session>> {
+    pub(crate) fn take_draft(&mut self) -> Option<Box<Draft>> {
         self.draft.take()
     }
 
-    pub(crate) fn put_draft(&mut self, draft: Option<Box<Session>>) {
+    pub(crate) fn put_draft(&mut self, draft: Option<Box<Draft>>) {
         self.draft = draft;
     }
 

@@ -2,10 +2,12 @@
 //!
 //! A step:
 //!
-//! 1. what came in gets in line; what was cancelled, or is too late, ends;
+//! 1. what came in gets in line; what was read from the folder of kept beginnings is taken in; what
+//!    was cancelled, or is too late, ends;
 //! 2. whoever is first in line joins, while there are places and pages;
-//! 3. a batch is put together: a row for every answer that goes on, then parts of prompts;
-//! 4. pages are found for it: kept beginnings give way, then the least urgent sequence;
+//! 3. a batch is put together: a row for every answer that goes on, and rows after tokens that it
+//!    guesses to follow, then parts of prompts;
+//! 4. pages are found for it: kept beginnings give way, then guesses, then the least urgent sequence;
 //! 5. the pass; each row's updates are sent; what is complete leaves.
 
 use std::collections::VecDeque;
@@ -20,12 +22,17 @@ use text::Tokenizer;
 use crate::answer::End;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::line;
-use crate::prefix::{Prefixes, agreement};
+use crate::fetch::{AT_ONCE, Fetch, Fetches};
+use crate::helper::Helper;
+use crate::line::{self, Turns};
+use crate::prefix::{Folder, Prefixes, agreement};
 use crate::scheduler::{Job, SchedulerParams, Shared, Stats};
 
 /// How often to look whether somebody listens again, while nobody does.
 const NAP: Duration = Duration::from_millis(2);
+
+/// How long what is kept may take to be written at the end.
+const SAVING: Duration = Duration::from_secs(10);
 
 /// Everything that the engine's thread owns.
 pub(crate) struct Engine<'t> {
@@ -35,6 +42,12 @@ pub(crate) struct Engine<'t> {
     shared: &'t Shared,
     cache: Cache,
     prefixes: Prefixes,
+    /// The draft model, if there is one.
+    helper: Option<Helper>,
+    /// What a token of it costs, in passes of one row.
+    draft_cost: Option<f64>,
+    fetches: Option<Fetches>,
+    turns: Turns,
     waiting: Vec<Entry<'t>>,
     running: Vec<Entry<'t>>,
     /// Number of the next request.
@@ -42,12 +55,20 @@ pub(crate) struct Engine<'t> {
     stats: Stats,
 }
 
-/// A part of a pass: which of those that run, its sequence, and how many tokens.
+/// A part of a pass: which of those that run, its sequence, how many tokens, and how many that are
+/// guessed behind them.
 #[derive(Clone, Copy)]
 struct Part {
     entry: usize,
     seq: Seq,
     tokens: usize,
+    guessed: usize,
+}
+
+impl Part {
+    fn rows(&self) -> usize {
+        self.tokens + self.guessed
+    }
 }
 
 impl<'t> Engine<'t> {
@@ -55,6 +76,8 @@ impl<'t> Engine<'t> {
         weights: &'t Weights,
         tokenizer: &'t Tokenizer,
         cache: Cache,
+        helper: Option<Helper>,
+        folder: Option<Folder>,
         params: SchedulerParams,
         shared: &'t Shared,
     ) -> Engine<'t> {
@@ -64,7 +87,14 @@ impl<'t> Engine<'t> {
             params,
             shared,
             cache,
-            prefixes: Prefixes::default(),
+            fetches: folder.as_ref().map(|f| Fetches::new(f.spill.clone())),
+            prefixes: Prefixes::beside(folder),
+            // A pass of few rows takes as long as the weights that it reads.
+            draft_cost: helper
+                .as_ref()
+                .map(|helper| helper.bytes() as f64 / weights.bytes_per_token().max(1) as f64),
+            helper,
+            turns: Turns::default(),
             waiting: Vec::new(),
             running: Vec::new(),
             next: 0,
@@ -79,7 +109,7 @@ impl<'t> Engine<'t> {
                 self.publish();
                 match inbox.recv() {
                     Ok(job) => self.enter(job),
-                    Err(_) => return,
+                    Err(_) => return self.stop(),
                 }
             }
             loop {
@@ -92,6 +122,7 @@ impl<'t> Engine<'t> {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return self.stop();
             }
+            self.fetched();
             self.sweep();
             self.admit();
             let went = self.step();
@@ -108,12 +139,16 @@ impl<'t> Engine<'t> {
 
     fn enter(&mut self, job: Job) {
         self.stats.prompt_tokens += job.request.prompt.len() as u64;
-        self.waiting
-            .push(Entry::new(self.tokenizer, job, self.next));
+        let (root, priority) = (&job.request.root, job.request.priority);
+        let turn = self.turns.take(&root.scope, priority);
+        let entry = Entry::new(self.tokenizer, job, turn, self.next);
+        self.waiting.push(entry);
         self.next += 1;
     }
 
-    fn stop(self) {
+    /// The last of it: nobody gets an answer any more, and what is kept goes to the folder.
+    fn stop(mut self) {
+        self.prefixes.save(&self.cache, Instant::now() + SAVING);
         for entry in self.waiting.into_iter().chain(self.running) {
             entry.finish(Err(Error::Stopped));
         }
@@ -125,6 +160,8 @@ impl<'t> Engine<'t> {
         self.stats.pages = (total - self.cache.free_pages(), total);
         self.stats.kept = self.prefixes.len();
         self.stats.evictions = self.prefixes.evictions;
+        self.stats.written = self.prefixes.written();
+        self.stats.folder_errors = self.fetches.as_ref().map_or(0, Fetches::errors);
         let mut seen = self
             .shared
             .stats
@@ -144,7 +181,12 @@ impl<'t> Engine<'t> {
         for i in (0..self.waiting.len()).rev() {
             if let Some(why) = self.waiting[i].is_over(now) {
                 self.left_line();
-                self.waiting.remove(i).finish(Err(why));
+                let entry = self.waiting.remove(i);
+                let scope = &entry.root.scope;
+                if !self.waiting.iter().any(|e| e.root.scope == *scope) {
+                    self.turns.forget(scope);
+                }
+                entry.finish(Err(why));
             }
         }
         for i in (0..self.running.len()).rev() {
@@ -156,11 +198,19 @@ impl<'t> Engine<'t> {
 
     /// Takes one that runs out, and says its last word.
     fn end(&mut self, i: usize, how: Result<End, Error>) {
-        let entry = self.running.remove(i);
+        self.leave(i).finish(how);
+    }
+
+    /// Takes one that runs out, and what the caches hold for it.
+    fn leave(&mut self, i: usize) -> Entry<'t> {
+        let mut entry = self.running.remove(i);
         if let Some(seq) = entry.seq {
             self.cache.close(seq);
         }
-        entry.finish(how);
+        if let (Some(helper), Some(shadow)) = (&mut self.helper, entry.take_shadow()) {
+            helper.close(shadow);
+        }
+        entry
     }
 
     /// Lets in who is first in line, while there are places and pages.
@@ -174,10 +224,9 @@ impl<'t> Engine<'t> {
             }
             let entry = self.waiting.remove(first);
             self.left_line();
-            line::pass(
-                self.waiting.iter_mut().map(|e| &mut e.place),
-                entry.place.number,
-            );
+            let waiting = self.waiting.iter_mut().map(|e| &mut e.place);
+            line::pass(waiting, &entry.place);
+            self.turns.went(&entry.place);
             self.running.push(entry);
         }
     }
@@ -212,6 +261,8 @@ impl<'t> Engine<'t> {
         }
         self.stats.steps += 1;
         self.stats.chunks += parts.len() as u64;
+        let size = parts.len().next_power_of_two().trailing_zeros() as usize;
+        self.stats.batches[size.min(9)] += 1;
         let outs = self.pass(&parts);
         let mut over = Vec::new();
         for (part, out) in parts.iter().zip(outs) {
@@ -242,15 +293,21 @@ impl<'t> Engine<'t> {
                     entry,
                     seq,
                     tokens: 1,
+                    guessed: 0,
                 }),
                 _ => reading.push(entry),
             }
         }
+        self.guess(&mut parts);
         reading.sort_by_key(|i| self.running[*i].place.order());
+        let rows: usize = parts.iter().map(Part::rows).sum();
         // However many answers there are, some of a prompt is read.
-        let mut budget = self.params.budget.saturating_sub(parts.len()).max(1);
+        let mut budget = self.params.budget.saturating_sub(rows).max(1);
         let mut planned = Vec::new();
         for entry in reading {
+            if self.fetching(entry) {
+                continue;
+            }
             if budget == 0 || self.waits_for_another(entry, &planned) {
                 let place = &mut self.running[entry].place;
                 place.passed = place.passed.saturating_add(u32::from(budget == 0));
@@ -261,9 +318,78 @@ impl<'t> Engine<'t> {
             let tokens = (e.tokens().len() - e.held).min(budget);
             budget -= tokens;
             planned.push(entry);
-            parts.push(Part { entry, seq, tokens });
+            parts.push(Part {
+                entry,
+                seq,
+                tokens,
+                guessed: 0,
+            });
         }
         parts
+    }
+
+    /// Whether a beginning of one that is about to read is on its way from the folder.
+    fn fetching(&mut self, entry: usize) -> bool {
+        let e = &self.running[entry];
+        if e.seq.is_some() || !self.shares(e) {
+            return false;
+        }
+        let Some(fetches) = &self.fetches else {
+            return false;
+        };
+        let mut fetch = e.fetch;
+        let waits = fetches.due(&mut fetch, e.place.number, || {
+            let blocks = self
+                .prefixes
+                .in_folder(&self.cache, &e.root, e.tokens(), AT_ONCE);
+            let at = self.prefixes.matched(&e.root, e.tokens());
+            (at, blocks)
+        });
+        self.running[entry].fetch = fetch;
+        waits
+    }
+
+    /// Takes in what was read from the folder.
+    fn fetched(&mut self) {
+        while let Some(found) = self.fetches.as_ref().and_then(Fetches::next) {
+            let mut running = self.running.iter_mut();
+            let Some(e) = running.find(|e| e.place.number == found.ticket && e.seq.is_none())
+            else {
+                continue;
+            };
+            let Fetch::Asked { at, .. } = e.fetch else {
+                continue;
+            };
+            let mut all = found.all;
+            for (i, bytes) in found.blocks.into_iter().enumerate() {
+                let (root, tokens) = (&e.root, e.tokens());
+                all &= self
+                    .prefixes
+                    .restore(&mut self.cache, root, tokens, at + i, bytes);
+                self.stats.restored += u64::from(all);
+            }
+            e.fetch = if all { Fetch::Due } else { Fetch::Done };
+        }
+    }
+
+    /// Lets the answers of a pass guess what follows.
+    fn guess(&mut self, parts: &mut [Part]) {
+        let (context, answers) = (self.params.context, parts.len());
+        for part in parts.iter() {
+            self.running[part.entry].guess(context, answers, self.draft_cost);
+        }
+        if let Some(helper) = &mut self.helper {
+            let asked = self.running.iter_mut();
+            let asked = asked.filter_map(|e| e.wish(helper));
+            let (mut wishes, guesses): (Vec<_>, Vec<_>) = asked.unzip();
+            let ids = helper.guess(&mut wishes, self.params.budget);
+            for (guess, ids) in guesses.into_iter().zip(ids) {
+                guess.put(ids);
+            }
+        }
+        for part in parts {
+            part.guessed = self.running[part.entry].guessed();
+        }
     }
 
     /// Whether one of those that read in this pass reads what this one could then share.
@@ -301,15 +427,18 @@ impl<'t> Engine<'t> {
         seq
     }
 
-    /// Makes sure that there are pages for all parts, at the cost of kept beginnings, then of the
-    /// least urgent that run.
+    /// Makes sure that there are pages for all parts, at the cost of kept beginnings, then of
+    /// guesses, then of the least urgent that run.
     fn find_pages(&mut self, parts: &mut Vec<Part>) {
         loop {
-            let needed = parts.iter().map(|p| self.cache.pages_for(p.seq, p.tokens));
+            let needed = parts.iter().map(|p| self.cache.pages_for(p.seq, p.rows()));
             if needed.sum::<usize>() <= self.cache.free_pages() {
                 return;
             }
             if self.prefixes.evict(&mut self.cache) {
+                continue;
+            }
+            if self.skip_guesses(parts) {
                 continue;
             }
             let with_pages = (0..self.running.len()).filter(|i| self.running[*i].seq.is_some());
@@ -325,12 +454,20 @@ impl<'t> Engine<'t> {
         }
     }
 
+    /// Goes without guesses; false if there are none.
+    fn skip_guesses(&mut self, parts: &mut [Part]) -> bool {
+        let mut any = false;
+        for part in parts.iter_mut().filter(|part| part.guessed > 0) {
+            self.running[part.entry].skip_guess();
+            part.guessed = 0;
+            any = true;
+        }
+        any
+    }
+
     /// Sends one that runs back into line; it reads anew what it has, when there is room again.
     fn preempt(&mut self, i: usize, parts: &mut Vec<Part>) {
-        let mut entry = self.running.remove(i);
-        if let Some(seq) = entry.seq {
-            self.cache.close(seq);
-        }
+        let mut entry = self.leave(i);
         entry.rewind();
         self.stats.preemptions += 1;
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
@@ -379,8 +516,14 @@ impl<'t> Engine<'t> {
         let (vocab, context) = (self.weights.config.vocab, self.params.context);
         let e = &mut self.running[part.entry];
         let before = e.held;
-        let (end, generated) = e.take(part.tokens, out, vocab, context)?;
-        self.stats.generated += generated as u64;
+        let taken = e.take(part.tokens, out, vocab, context)?;
+        self.stats.generated += taken.generated as u64;
+        self.stats.drafted += taken.drafts.drafted as u64;
+        self.stats.accepted += taken.drafts.accepted as u64;
+        if part.guessed > 0 {
+            // Rows behind a wrong guess are forgotten.
+            e.held = self.cache.truncate(part.seq, e.held);
+        }
         // A page more is full.
         if e.held / PAGE > before / PAGE && self.params.share && e.shares() {
             let held = &e.tokens()[..e.held.min(e.tokens().len())];
@@ -391,6 +534,6 @@ impl<'t> Engine<'t> {
         if let Some(kept) = e.shifted() {
             e.held = self.cache.truncate(part.seq, kept.min(e.held));
         }
-        Ok(end)
+        Ok(taken.end)
     }
 }

@@ -74,7 +74,11 @@ fn run(
 
 /// Guesses at every chance, the same ones every time.
 fn always(most: usize) -> Speculation {
-    Speculation { most, always: true }
+    Speculation {
+        most,
+        always: true,
+        ..Speculation::default()
+    }
 }
 
 struct Model {

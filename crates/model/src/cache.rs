@@ -188,6 +188,11 @@ impl Cache {
         self.sequences[seq.0 as usize] = None;
     }
 
+    /// How keys and values are stored.
+    pub fn kv(&self) -> KvType {
+        self.layout.ty
+    }
+
     /// Tokens held for a sequence.
     ///
     /// # Panics
@@ -287,6 +292,36 @@ impl Cache {
     /// Holds a block no longer.
     pub fn give_up(&mut self, block: Block) {
         self.groups[FULL].release(block.0);
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
+        self.groups[FULL].layers * self.layout.page_bytes()
+    }
+
+    /// The keys and values of a block.
+    pub fn block(&self, block: &Block) -> &[u8] {
+        &self.groups[FULL].pages[block.0].bytes
+    }
+
+    /// [`Cache::give_up`]; the keys and values of a block that nobody else has.
+    pub fn take(&mut self, block: Block) -> Option<Vec<u8>> {
+        let page = &mut self.groups[FULL].pages[block.0];
+        let bytes = (page.users == 1).then(|| std::mem::take(&mut page.bytes));
+        self.give_up(block);
+        bytes
+    }
+
+    /// A block of keys and values that [`Cache::take`] gave, of a cache of this form. `None` if they
+    /// are none, or no page is free.
+    pub fn put(&mut self, bytes: Vec<u8>) -> Option<Block> {
+        let sound = self.holds_blocks() && bytes.len() == self.block_bytes();
+        if !sound || self.free_pages() == 0 {
+            return None;
+        }
+        let page = self.groups[FULL].take(0);
+        self.groups[FULL].pages[page].bytes = bytes;
+        Some(Block(page))
     }
 
     /// Pages of [`PAGE`] tokens that can still be taken.

@@ -1,16 +1,20 @@
 //! What can be measured, in Prometheus' text form. [`METRICS`] is the one table: a metric is
 //! registered, named and documented there, and nowhere else.
 //!
-//! The engine's side counts with [`Metrics::add`], [`Metrics::set`] and [`Metrics::observe`]; none
-//! of them blocks for longer than a short lock.
+//! Requests count with [`Metrics::add`], [`Metrics::set`] and [`Metrics::observe`]; none of them
+//! blocks for longer than a short lock. What the engines count themselves is read when somebody
+//! looks ([`Metrics::watch`]): it is right also while no request ends.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 /// A line of [`METRICS`].
@@ -21,11 +25,18 @@ pub enum Metric {
     InterTokenLatency,
     QueueTime,
     QueueDepth,
+    Running,
     BatchSize,
     CachePagesUsed,
     CachePages,
     PrefixTokensLooked,
     PrefixTokensHit,
+    PrefixPages,
+    PrefixEvictions,
+    Preemptions,
+    FolderWritten,
+    FolderRead,
+    FolderErrors,
     PromptTokens,
     CompletionTokens,
     SpeculativeDrafted,
@@ -50,6 +61,8 @@ pub enum Form {
     Gauge,
     /// Counts of values up to each bound.
     Histogram(&'static [f64]),
+    /// A histogram that is counted elsewhere, by [`SIZES`].
+    Sizes,
 }
 
 const SECONDS: &[f64] = &[
@@ -58,13 +71,14 @@ const SECONDS: &[f64] = &[
 const TOKEN_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 2.5,
 ];
+/// Bounds of [`Form::Sizes`]: powers of two.
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-use Form::{Counter as C, Gauge as G, Histogram as H};
+use Form::{Counter as C, Gauge as G, Histogram as H, Sizes as S};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
-pub const METRICS: [(Metric, &str, Form, &[&str], &str); 22] = [
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 29] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
@@ -94,9 +108,16 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 22] = [
         "Requests that wait for the engine",
     ),
     (
+        M::Running,
+        "puna_sequences_running",
+        G,
+        &["model"],
+        "Requests that the engine works at",
+    ),
+    (
         M::BatchSize,
         "puna_batch_size",
-        H(SIZES),
+        S,
         &["model"],
         "Sequences in one forward pass",
     ),
@@ -127,6 +148,48 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 22] = [
         C,
         &["model"],
         "Prompt tokens that were found there, and not computed again",
+    ),
+    (
+        M::PrefixPages,
+        "puna_prefix_cache_pages",
+        G,
+        &["model"],
+        "Pages that hold beginnings for later requests",
+    ),
+    (
+        M::PrefixEvictions,
+        "puna_prefix_cache_evictions_total",
+        C,
+        &["model"],
+        "Pages of beginnings that gave way when pages ran out",
+    ),
+    (
+        M::Preemptions,
+        "puna_preemptions_total",
+        C,
+        &["model"],
+        "Requests that gave way when pages ran out, and began anew later",
+    ),
+    (
+        M::FolderWritten,
+        "puna_cache_dir_written_pages_total",
+        C,
+        &["model"],
+        "Pages of beginnings that were handed to the cache's folder",
+    ),
+    (
+        M::FolderRead,
+        "puna_cache_dir_read_pages_total",
+        C,
+        &["model"],
+        "Pages of beginnings that were read back from it",
+    ),
+    (
+        M::FolderErrors,
+        "puna_cache_dir_errors_total",
+        C,
+        &["model"],
+        "Its failed reads and writes, of all models that share it",
     ),
     (
         M::PromptTokens,
@@ -231,12 +294,46 @@ enum Series {
     Counter(Family<Labels, Counter<u64, AtomicU64>>),
     Gauge(Family<Labels, Gauge<i64, AtomicI64>>),
     Histogram(Histograms),
+    Sizes(Family<Labels, Totals>),
 }
+
+/// How often there was which size, up to each of [`SIZES`] and beyond, and the sum of all.
+#[derive(Clone, Debug, Default)]
+struct Totals(Arc<Mutex<(Vec<u64>, u64)>>);
+
+impl Totals {
+    fn get(&self) -> MutexGuard<'_, (Vec<u64>, u64)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TypedMetric for Totals {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Totals {
+    fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
+        let (counts, sum) = self.get().clone();
+        let bounds = SIZES.iter().copied().chain([f64::INFINITY]);
+        let counts = counts.into_iter().chain(std::iter::repeat(0));
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|b| b.1).sum();
+        encoder.encode_histogram::<NoLabelSet>(sum as f64, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// Brings up to date what is counted elsewhere.
+type Source = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 /// All metrics of one server.
 pub struct Metrics {
     registry: Registry,
     series: Vec<Series>,
+    sources: Mutex<Vec<Source>>,
 }
 
 impl Default for Metrics {
@@ -259,6 +356,11 @@ impl Default for Metrics {
                     registry.register(name, help, family.clone());
                     Series::Histogram(family)
                 }
+                S => {
+                    let family = Family::default();
+                    registry.register(name, help, family.clone());
+                    Series::Sizes(family)
+                }
             };
             // What has no labels is there from the beginning, at zero.
             if labels.is_empty() {
@@ -267,7 +369,12 @@ impl Default for Metrics {
             series
         });
         let series = series.collect();
-        Metrics { registry, series }
+        let sources = Mutex::default();
+        Metrics {
+            registry,
+            series,
+            sources,
+        }
     }
 }
 
@@ -275,10 +382,8 @@ impl Default for Metrics {
 fn constructor(bounds: &'static [f64]) -> fn() -> Histogram {
     if bounds == SECONDS {
         || Histogram::new(SECONDS.iter().copied())
-    } else if bounds == TOKEN_SECONDS {
-        || Histogram::new(TOKEN_SECONDS.iter().copied())
     } else {
-        || Histogram::new(SIZES.iter().copied())
+        || Histogram::new(TOKEN_SECONDS.iter().copied())
     }
 }
 
@@ -288,6 +393,7 @@ impl Series {
             Series::Counter(family) => drop(family.get_or_create(&Labels::new())),
             Series::Gauge(family) => drop(family.get_or_create(&Labels::new())),
             Series::Histogram(family) => drop(family.get_or_create(&Labels::new())),
+            Series::Sizes(family) => drop(family.get_or_create(&Labels::new())),
         }
     }
 }
@@ -298,6 +404,29 @@ impl Metrics {
         if let (Series::Counter(family), labels) = self.find(metric, values) {
             family.get_or_create(&labels).inc_by(n);
         }
+    }
+
+    /// The counter, which is counted elsewhere, is `total` now.
+    pub fn total(&self, metric: Metric, values: &[&str], total: u64) {
+        if let (Series::Counter(family), labels) = self.find(metric, values) {
+            let counter = family.get_or_create(&labels);
+            counter.inner().store(total, Ordering::Relaxed);
+        }
+    }
+
+    /// The sizes, which are counted elsewhere: how many up to each of [`SIZES`] and beyond, and
+    /// their sum.
+    pub fn sizes(&self, metric: Metric, values: &[&str], counts: &[u64], sum: u64) {
+        if let (Series::Sizes(family), labels) = self.find(metric, values) {
+            *family.get_or_create(&labels).get() = (counts.to_vec(), sum);
+        }
+    }
+
+    /// Calls `source` whenever somebody looks, to bring up to date what is counted elsewhere.
+    pub fn watch(&self, source: impl Fn(&Metrics) + Send + Sync + 'static) {
+        let sources = self.sources.lock();
+        let mut sources = sources.unwrap_or_else(PoisonError::into_inner);
+        sources.push(Box::new(source));
     }
 
     /// The gauge is `value` now.
@@ -332,6 +461,9 @@ impl Metrics {
     /// Everything, as [`CONTENT_TYPE`].
     #[must_use]
     pub fn text(&self) -> String {
+        let sources = self.sources.lock();
+        let sources = sources.unwrap_or_else(PoisonError::into_inner);
+        sources.iter().for_each(|source| source(self));
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -349,7 +481,7 @@ mod tests {
             assert_eq!(metric as usize, i, "{name}");
             assert!(name.starts_with("puna_") && !help.is_empty(), "{name}");
             assert_eq!(form == C, name.ends_with("_total"), "{name}");
-            let seconds = matches!(form, H(bounds) if bounds != SIZES);
+            let seconds = matches!(form, H(_));
             assert_eq!(seconds, name.ends_with("_seconds"), "{name}");
         }
     }
@@ -363,6 +495,7 @@ mod tests {
                 C => metrics.add(metric, &values, 3),
                 G => metrics.set(metric, &values, 4),
                 H(_) => metrics.observe(metric, &values, 0.5),
+                S => metrics.sizes(metric, &values, &[0, 1], 2),
             }
         }
         let text = metrics.text();
@@ -372,12 +505,41 @@ mod tests {
             let line = match form {
                 C => format!("\n{name}{labels} 3\n"),
                 G => format!("\n{name}{labels} 4\n"),
-                H(_) => format!("\n{name}_count{labels} 1\n"),
+                H(_) | S => format!("\n{name}_count{labels} 1\n"),
             };
             assert!(text.contains(&line), "{line} in {text}");
             assert!(text.contains(help), "{help}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_counted_elsewhere_is_read_when_somebody_looks() {
+        let metrics = Metrics::default();
+        let seen = Arc::new(AtomicU64::new(7));
+        let source = seen.clone();
+        metrics.watch(move |m| {
+            let n = source.load(Ordering::Relaxed);
+            m.total(Metric::Preemptions, &["m"], n);
+            m.sizes(Metric::BatchSize, &["m"], &[n, 0, 1], n + 4);
+        });
+        assert!(
+            metrics
+                .text()
+                .contains("puna_preemptions_total{model=\"m\"} 7\n")
+        );
+        seen.store(9, Ordering::Relaxed);
+        let text = metrics.text();
+        for line in [
+            "puna_preemptions_total{model=\"m\"} 9",
+            "puna_batch_size_sum{model=\"m\"} 13.0",
+            "puna_batch_size_count{model=\"m\"} 10",
+            "puna_batch_size_bucket{le=\"2.0\",model=\"m\"} 9",
+            "puna_batch_size_bucket{le=\"4.0\",model=\"m\"} 10",
+            "puna_batch_size_bucket{le=\"+Inf\",model=\"m\"} 10",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn tiny(context: usize) -> Model {
         scheduler: Scheduler::start(weights, tokenizer, params).unwrap(),
         template: Some(ChatTemplate::new(TEMPLATE, "", "").unwrap()),
         sampler: SamplerParams::default(),
+        speculation: engine::Speculation::default(),
         eog: Vec::new(),
         stop: Vec::new(),
         system: None,
@@ -407,4 +408,84 @@ fn extreme_samplers_harm_nobody() {
     let mut body = Value::Object(unknown);
     body["prompt"] = json!("Hi");
     ok(&server, "/v1/completions", &body);
+}
+
+/// What the engine does is seen while it does it, before any request has ended.
+#[test]
+fn metrics_say_what_the_engine_does_now() {
+    let (server, served) = serve(4096, false);
+    served.watch(&server.state);
+    let value = |name: &str| -> f64 {
+        let text = server.get("/metrics", "").body;
+        let line = format!("{name}{{model=\"tiny\"}} ");
+        let found = text.lines().find_map(|l| l.strip_prefix(&line));
+        found.map_or(-1.0, |v| v.parse().unwrap())
+    };
+    assert_eq!(value("puna_batch_size_count"), 0.0);
+    assert!(value("puna_cache_pages") > 0.0);
+    let body = json!({ "prompt": "a b c", "max_tokens": 3000, "ignore_eos": true, "stream": true });
+    let text = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        server.address,
+        body.to_string().len()
+    );
+    let mut stream = server.connect();
+    stream.write_all(text.as_bytes()).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while value("puna_batch_size_sum") < 20.0 || value("puna_sequences_running") != 1.0 {
+        assert!(Instant::now() < end, "{}", server.get("/metrics", "").body);
+    }
+    assert!(value("puna_cache_pages_used") >= 1.0);
+    drop(stream);
+    while value("puna_sequences_running") != 0.0 {
+        assert!(Instant::now() < end);
+    }
+}
+
+#[test]
+fn guesses_are_asked_for_and_counted() {
+    let (server, _served) = serve(512, false);
+    let ask = |more: Value| {
+        let mut body = json!({
+            "prompt": "to be or not to be or not to be or not to be or not", "max_tokens": 40,
+            "temperature": 0, "ignore_eos": true, "logit_bias": { "40": 100 },
+        });
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        ok(&server, "/v1/completions", &body)
+    };
+    let counts = |answer: &Value| {
+        let details = &answer["usage"]["completion_tokens_details"];
+        let count = |name: &str| details[name].as_u64().unwrap();
+        (
+            count("accepted_prediction_tokens"),
+            count("rejected_prediction_tokens"),
+        )
+    };
+    // This server does not guess where it is not asked to.
+    let plain = ask(json!({}));
+    assert_eq!(counts(&plain), (0, 0));
+    for more in [
+        json!({ "speculative": "auto" }),
+        json!({ "speculative": "ngram" }),
+        json!({ "speculative.n_max": 4 }),
+    ] {
+        let helped = ask(more.clone());
+        assert_eq!(helped["choices"], plain["choices"], "{more}");
+        assert!(counts(&helped).0 > 10, "{more}: {helped}");
+    }
+    let off = json!({ "speculative": "off", "speculative.n_max": 4 });
+    assert_eq!(counts(&ask(off)), (0, 0));
+    for wrong in [
+        json!({ "prompt": "x", "speculative": "draft" }),
+        json!({ "prompt": "x", "speculative": 3 }),
+        json!({ "prompt": "x", "speculative.n_max": 65 }),
+    ] {
+        let refused = post(&server, "/v1/completions", &wrong);
+        let error = refused.refused(400, "invalid_request").json();
+        let param = error["error"]["param"].as_str().unwrap().to_owned();
+        assert!(wrong.get(&param).is_some(), "{error}");
+    }
 }

@@ -36,6 +36,7 @@ fn tiny(id: &str, context: usize) -> Model {
         scheduler: Scheduler::start(weights, tokenizer, params).unwrap(),
         template: None,
         sampler: SamplerParams::default(),
+        speculation: engine::Speculation::default(),
         eog: Vec::new(),
         stop: Vec::new(),
         system: None,

@@ -1,6 +1,10 @@
 //! How tokens are chosen: the samplers, and the guessing ahead that changes nothing but time.
 
+use anyhow::Result;
 use clap::Args;
+use engine::{Drafter, Speculation};
+
+use crate::exit::usage;
 
 /// The samplers. Unset ones take the model's generation_config, else the default shown.
 #[derive(Args, Debug, Clone, Default, PartialEq)]
@@ -81,9 +85,10 @@ pub struct SamplingArgs {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Guessing ahead (the same answer in less time)")]
 pub struct DraftArgs {
-    /// Guess at most N tokens ahead, where it pays; 0: never [default: 8]
-    #[arg(long, value_name = "N")]
-    pub speculate: Option<usize>,
+    /// Guess tokens ahead where it pays: auto, off, ngram (quotes of the text so far), draft (only
+    /// with --draft), or a number: at most as many at a time [default: 8]
+    #[arg(long, value_name = "HOW", value_parser = speculate)]
+    pub speculate: Option<Speculation>,
     /// A smaller model with the same vocabulary, to guess beside what the text itself suggests
     #[arg(long, value_name = "MODEL")]
     pub draft: Option<String>,
@@ -91,13 +96,43 @@ pub struct DraftArgs {
 
 impl DraftArgs {
     /// As the engine takes it.
-    pub fn speculation(&self) -> engine::Speculation {
-        engine::Speculation {
-            // More rows are no cheaper than passes of their own, and take memory.
-            most: self.speculate.unwrap_or(8).min(64),
-            always: false,
+    pub fn speculation(&self) -> Result<Speculation> {
+        let speculation = self.speculate.unwrap_or(USUAL);
+        match speculation.by == Drafter::Model && self.draft.is_none() {
+            true => Err(usage(
+                "--speculate draft needs a draft model",
+                "name one with --draft",
+            )),
+            false => Ok(speculation),
         }
     }
+
+    /// Sets what is not set as it is in `below`.
+    pub fn fill(&mut self, below: &DraftArgs) {
+        self.draft = self.draft.take().or_else(|| below.draft.clone());
+        self.speculate = self.speculate.or(below.speculate);
+    }
+}
+
+const USUAL: Speculation = Speculation {
+    most: Speculation::MOST,
+    by: Drafter::Any,
+    always: false,
+};
+
+fn speculate(text: &str) -> Result<Speculation, String> {
+    if let Some(named) = USUAL.named(text) {
+        return Ok(named);
+    }
+    let most: usize = text.parse().map_err(|_| {
+        format!(
+            "the choices are {}, or a number",
+            Speculation::NAMES.join(", ")
+        )
+    })?;
+    // More rows are no cheaper than passes of their own, and take memory.
+    let most = most.min(64);
+    Ok(Speculation { most, ..USUAL })
 }
 
 fn bias(text: &str) -> Result<(u32, f32), String> {

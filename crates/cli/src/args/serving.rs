@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand, value_parser};
 use server::KeepAlive;
 
-use super::{Format, LoadArgs, at_least_one};
+use super::{DraftArgs, Format, LoadArgs, at_least_one};
 
 #[derive(Args, Debug)]
 pub struct ServeArgs {
@@ -36,9 +36,12 @@ pub struct ServeArgs {
     /// Sequences that run at once, of each model
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     pub parallel: usize,
-    /// Where cached prefixes are kept (not in this release: refused)
-    #[arg(long, value_name = "DIR")]
+    /// A folder for cached prefixes that memory has no room for, and across restarts
+    #[arg(long, value_name = "DIR", env = "PUNA_SERVE_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// The most that it may hold, in bytes: 10 GiB
+    #[arg(long, value_name = "BYTES", default_value_t = 10 << 30)]
+    pub cache_dir_size: u64,
     /// Refuse requests that say what Puna does not know, instead of logging it
     #[arg(long)]
     pub strict: bool,
@@ -48,6 +51,8 @@ pub struct ServeArgs {
     /// Keep prompts and answers in the audit log
     #[arg(long)]
     pub audit_content: bool,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     #[command(flatten)]
     pub guard: GuardArgs,
     #[command(flatten)]

@@ -138,7 +138,7 @@ impl Chat {
                 sampler: sampling::params(&args.sampling, generation.as_ref())?,
                 max_tokens: args.max_tokens,
                 stop: args.stop.clone(),
-                speculate: args.draft.speculation(),
+                speculate: args.draft.speculation()?,
                 eog,
                 ..GenerateParams::default()
             },

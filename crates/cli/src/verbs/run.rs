@@ -123,7 +123,7 @@ fn once(args: &RunArgs, model: Option<&str>, prompt: &str) -> Result<()> {
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
         logprobs: args.logprobs,
-        speculate: args.draft.speculation(),
+        speculate: args.draft.speculation()?,
         eog,
         ..GenerateParams::default()
     };

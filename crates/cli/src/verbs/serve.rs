@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use engine::Spill;
 use server::{Auth, Clock, OnDemand, Served, Settings, Shutdown, State};
 
 use self::shelf::Shelf;
 use crate::args::ServeArgs;
-use crate::exit::{Code, failure, usage};
+use crate::exit::{Code, failure};
 use crate::{config, interrupt, out};
 
 /// P-U-N-A on a keypad.
@@ -21,15 +22,18 @@ const PORT: u16 = 7862;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: &ServeArgs) -> Result<()> {
-    refuse_unready(args)?;
     let (host, port) = address(args)?;
     let state = State::open(
         settings(args, host)?,
         &super::key::database(args.state.as_ref())?,
     )?;
+    let spill = args.cache_dir.as_deref();
+    let spill = spill.map(|dir| Spill::open(dir, args.cache_dir_size));
+    let spill = spill.transpose()?.map(Arc::new);
     let listener = TcpListener::bind((host, port))
         .with_context(|| format!("cannot listen at {host}, port {port}"))?;
-    let served = models(args, &state)?;
+    let served = models(args, spill, &state)?;
+    served.watch(&state);
     let mut routes = server::routes();
     routes.extend(server::api(&served));
     greet(&listener, state.auth(), args)?;
@@ -55,21 +59,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     Ok(ended?)
 }
 
-/// What the contract names and this release does not do yet.
-fn refuse_unready(args: &ServeArgs) -> Result<()> {
-    match args.cache_dir {
-        Some(_) => Err(usage(
-            "--cache-dir of serve is not in this release",
-            "leave --cache-dir out: cached prefixes are kept in memory",
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The models that are named, or with `--on-demand` the first of them and all others of this machine.
-fn models(args: &ServeArgs, state: &State) -> Result<Arc<Served>> {
+fn models(args: &ServeArgs, spill: Option<Arc<Spill>>, state: &State) -> Result<Arc<Served>> {
     let named = shelf::named(args)?;
-    let shelf = Shelf::new(args, state.clock(), &named);
+    let shelf = Shelf::new(args, spill, state.clock(), &named);
     if !args.on_demand {
         let models = shelf
             .load_all(named)?

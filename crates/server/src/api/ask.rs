@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    FinishReason, GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update, Want,
+    Drafts, FinishReason, GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update,
+    Want,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -34,11 +35,6 @@ impl Drop for Tally {
         let id = &self.model.id;
         self.state
             .account(&self.who, id, "", self.prompt, self.completion);
-        let (metrics, stats) = (self.state.metrics(), self.model.scheduler.stats());
-        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        metrics.set(Metric::QueueDepth, &[id], gauge(stats.waiting));
-        metrics.set(Metric::CachePagesUsed, &[id], gauge(stats.pages.0));
-        metrics.set(Metric::CachePages, &[id], gauge(stats.pages.1));
     }
 }
 
@@ -137,6 +133,7 @@ pub(crate) struct Used {
     pub(crate) prompt: usize,
     pub(crate) completion: usize,
     pub(crate) cached: usize,
+    pub(crate) drafts: Drafts,
     pub(crate) miss: Option<Miss>,
 }
 
@@ -146,10 +143,12 @@ impl Used {
         &mut self,
         first: bool,
         prompt: usize,
-        completion: usize,
+        generation: &Generation,
         start: Option<Start>,
     ) {
-        self.completion += completion;
+        self.completion += generation.ids.len();
+        self.drafts.drafted += generation.drafts.drafted;
+        self.drafts.accepted += generation.drafts.accepted;
         if first {
             self.prompt += prompt;
             self.cached += start.map_or(0, |s| s.cached);
@@ -167,6 +166,10 @@ impl Used {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": details,
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": self.drafts.accepted,
+                "rejected_prediction_tokens": self.drafts.drafted - self.drafts.accepted,
+            },
         })
     }
 }

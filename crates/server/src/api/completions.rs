@@ -85,7 +85,7 @@ pub(crate) async fn respond(
     let mut used = Used::default();
     for (i, g) in given.iter().enumerate() {
         let first = i.is_multiple_of(asked.n);
-        used.add(first, g.prompt_tokens, g.generation.ids.len(), g.start);
+        used.add(first, g.prompt_tokens, &g.generation, g.start);
     }
     let ends = |id| model.ends(id);
     let answer = shape.whole(&given, &used, model.tokenizer(), &ends);

@@ -14,6 +14,7 @@ mod shape;
 mod stream;
 pub mod table;
 mod tokens;
+mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use axum::Extension;
 use axum::extract::{Path, State as With};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
-use engine::{Adaptation, SamplerParams, Scheduler};
+use engine::{Adaptation, SamplerParams, Scheduler, Speculation};
 use serde_json::{Map, Value, json};
 use text::{ChatTemplate, Tokenizer};
 
@@ -49,6 +50,8 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// How it samples where a request does not say.
     pub sampler: SamplerParams,
+    /// How it guesses ahead where a request does not say.
+    pub speculation: Speculation,
     /// Tokens that end its answers, beside those that its tokenizer knows.
     pub eog: Vec<u32>,
     /// Texts that end its answers where a request names none.

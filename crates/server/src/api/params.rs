@@ -1,7 +1,7 @@
 //! A request's parameters, read as the [`super::table`] says. A name that is not in it is logged,
 //! and refused if the server is strict; `null` is the same as leaving a name out.
 
-use engine::{GenerateParams, SamplerParams};
+use engine::{GenerateParams, SamplerParams, Speculation};
 use serde_json::Value;
 
 use super::table::{On, PARAMS, Treat, count, strings};
@@ -93,6 +93,7 @@ impl Asked {
                 logprobs: logprobs(body, route)?,
                 eog: model.eog.clone(),
                 ignore_eos: flag(body, "ignore_eos")?,
+                speculate: speculation(model.speculation, model.scheduler.drafts(), body)?,
                 ..GenerateParams::default()
             },
             n: number(body, "n", 1, MOST_ANSWERS)?.unwrap_or(1),
@@ -151,6 +152,39 @@ fn max_tokens(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
         Some(v) if *v == -1 => Ok(None),
         Some(_) => number(body, "n_predict", 0, MOST),
         None => Ok((route == On::Completions).then_some(COMPLETION)),
+    }
+}
+
+/// Most tokens that may be guessed at a time: more rows are no cheaper than passes of their own.
+const MOST_GUESSED: usize = 64;
+
+/// How to guess ahead; `drafts`: there is a draft model.
+fn speculation(own: Speculation, drafts: bool, body: &Body) -> Result<Speculation, ApiError> {
+    let most = number(body, "speculative.n_max", 0, MOST_GUESSED)?;
+    let usual = Speculation {
+        most: most.unwrap_or(own.most),
+        ..own
+    };
+    let name = match given(body, "speculative") {
+        None => return Ok(usual),
+        Some(name) => name.as_str().unwrap_or_default(),
+    };
+    // A server that never guesses of itself does so where it is asked to.
+    let most = most.unwrap_or(match own.most {
+        0 => Speculation::MOST,
+        own => own,
+    });
+    let named = Speculation { most, ..own }.named(name);
+    let asked = named.ok_or_else(|| {
+        let names = Speculation::NAMES.join(", ");
+        invalid("speculative", &format!("must be one of {names}"))
+    })?;
+    match name == "draft" && !drafts {
+        true => Err(invalid(
+            "speculative",
+            "is draft, and this model has no draft model",
+        )),
+        false => Ok(asked),
     }
 }
 

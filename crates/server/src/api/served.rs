@@ -161,6 +161,11 @@ impl Served {
         list.iter().map(|r| r.model.id.clone()).collect()
     }
 
+    /// Looks at each that is loaded.
+    pub(crate) fn each(&self, mut see: impl FnMut(&Model)) {
+        self.residents.list().iter().for_each(|r| see(&r.model));
+    }
+
     /// The model that a body names, loaded; the default one if it names none.
     pub(crate) async fn of(&self, body: &Body) -> Result<Lease, ApiError> {
         let keep = match body.get("keep_alive").filter(|v| !v.is_null()) {

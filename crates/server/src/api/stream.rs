@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use engine::{Start, Update};
+use engine::{Generation, Start, Update};
 use hyper::body::{Body as HttpBody, Frame};
 use serde_json::Value;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -68,7 +68,7 @@ impl Writer {
 struct Ended {
     first: bool,
     prompt: usize,
-    completion: usize,
+    generation: Box<Generation>,
     start: Option<Start>,
 }
 
@@ -127,7 +127,7 @@ async fn run(
         let error = match joined {
             None => break,
             Some(Ok(Ok(Some(e)))) => {
-                used.add(e.first, e.prompt, e.completion, e.start);
+                used.add(e.first, e.prompt, &e.generation, e.start);
                 continue;
             }
             Some(Ok(Ok(None))) => return,
@@ -187,7 +187,7 @@ async fn one(
                 return Ok(Some(Ended {
                     first,
                     prompt: choice.prompt_tokens,
-                    completion: generation.ids.len(),
+                    generation,
                     start,
                 }));
             }

@@ -210,6 +210,18 @@ pub const PARAMS: &[Param] = &[
         Honoured,
         "Share cached beginnings with requests of the same salt only",
     ),
+    (
+        "speculative",
+        Both,
+        Honoured,
+        "Guess tokens ahead, which changes no answer: auto, off, ngram (from the text), draft",
+    ),
+    (
+        "speculative.n_max",
+        Both,
+        Honoured,
+        "llama.cpp's; most tokens guessed at a time, 0 to 64",
+    ),
     sampler!(temperature, real, "0: always the most likely token"),
     sampler!(top_p, real, "The fewest tokens of this mass; 1: off"),
     sampler!(top_k, int, "The k most likely tokens; 0: off"),

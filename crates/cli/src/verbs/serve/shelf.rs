@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use engine::{Scheduler, SchedulerParams};
+use engine::{Beside, Drafter, KeptIn, Scheduler, SchedulerParams, Spill};
 use hub::Resolved;
 use server::{Clock, Loaded, Loader, Model, Offer};
 
-use crate::args::{LoadArgs, NetArgs, ServeArgs};
+use crate::args::{DraftArgs, LoadArgs, NetArgs, ServeArgs};
 use crate::exit::{Code, classify, failure, usage};
 use crate::load::{self, Placed};
 use crate::machine::{available_memory, held, size};
 use crate::memory::{self, Need};
 use crate::verbs::sampling;
-use crate::{config, out};
+use crate::{config, identity, out};
 
 /// Tokens of context that a model should have, if it was made for so many, before it is loaded
 /// beside others.
@@ -29,6 +29,9 @@ const LOCAL: NetArgs = NetArgs { offline: true };
 pub struct Shelf {
     load: LoadArgs,
     parallel: usize,
+    draft: DraftArgs,
+    /// Where kept beginnings go when memory runs out.
+    spill: Option<Arc<Spill>>,
     clock: Clock,
     /// (id, MODEL as it was typed)
     named: Vec<(String, String)>,
@@ -62,13 +65,20 @@ pub fn named(args: &ServeArgs) -> Result<Vec<Placed>> {
 }
 
 impl Shelf {
-    pub fn new(args: &ServeArgs, clock: &Clock, named: &[Placed]) -> Shelf {
+    pub fn new(
+        args: &ServeArgs,
+        spill: Option<Arc<Spill>>,
+        clock: &Clock,
+        named: &[Placed],
+    ) -> Shelf {
         let names = named
             .iter()
             .map(|p| (p.found.name.clone(), p.typed.clone()));
         Shelf {
             load: args.load.clone(),
             parallel: args.parallel,
+            draft: args.draft.clone(),
+            spill,
             clock: clock.clone(),
             named: names.collect(),
             base: held(),
@@ -133,8 +143,10 @@ impl Shelf {
         let eog = generation.as_ref().map(engine::eog_from_generation_config);
         let eog = eog.transpose()?.unwrap_or_default();
         let sampler = sampling::params(&lower.sampling, generation.as_ref())?;
+        let guessing = self.guessing(&loaded);
+        let (beside, drafts) = self.beside(&loaded, &guessing)?;
         // The room is for all of it, also for what was put together in memory just now.
-        let weights = loaded.weights.bytes();
+        let weights = loaded.weights.bytes().saturating_add(drafts);
         let need = Need {
             mapped: weights,
             ..loaded.need(loaded.load.ctx)
@@ -145,7 +157,8 @@ impl Shelf {
             cache,
             ..SchedulerParams::new(loaded.cache_type, context, self.parallel)
         };
-        let scheduler = Scheduler::start(loaded.weights.clone(), Arc::new(tokenizer), params)?;
+        let (weights, tokenizer) = (loaded.weights.clone(), Arc::new(tokenizer));
+        let scheduler = Scheduler::start_beside(weights, tokenizer, params, beside)?;
         out::note(&format!("{}, context {context} tokens", loaded.name));
         let model = Model {
             id: loaded.name,
@@ -153,6 +166,7 @@ impl Shelf {
             scheduler,
             template,
             sampler,
+            speculation: guessing.speculation()?,
             eog,
             stop: loaded.lower.stop,
             system: loaded.lower.system,
@@ -160,6 +174,30 @@ impl Shelf {
             adaptation: loaded.adaptation,
         };
         Ok(Loaded { model, bytes })
+    }
+
+    /// How a model guesses ahead: a draft model that was typed is for models that were typed.
+    fn guessing(&self, loaded: &load::Loaded) -> DraftArgs {
+        let mut guessing = self.draft.clone();
+        if !self.named.iter().any(|(id, _)| *id == loaded.name) {
+            guessing.draft = None;
+            guessing.speculate = guessing.speculate.filter(|s| s.by != Drafter::Model);
+        }
+        guessing.fill(&loaded.lower.draft);
+        guessing
+    }
+
+    /// What stands beside a model's engine, and the bytes that a draft model takes.
+    fn beside(&self, loaded: &load::Loaded, guessing: &DraftArgs) -> Result<(Beside, u64)> {
+        let folder = self.spill.clone().map(|spill| KeptIn {
+            spill,
+            model: identity::of(loaded),
+            adaptation: loaded.adaptation.clone(),
+        });
+        let draft = guessing.draft.as_deref();
+        let draft = draft.map(|typed| load::draft_among(loaded, typed, self.parallel));
+        let (draft, bytes) = draft.transpose()?.unzip();
+        Ok((Beside { folder, draft }, bytes.unwrap_or(0)))
     }
 
     /// A model on this machine, with the options that it is loaded with. Adapters that were typed

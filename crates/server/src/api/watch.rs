@@ -1,0 +1,46 @@
+//! What the engines count, as metrics: read when somebody looks.
+
+use std::sync::Arc;
+
+use super::{Model, Served};
+use crate::metrics::{Metric, Metrics};
+use crate::state::State;
+
+impl Served {
+    /// Lets the server's metrics say what the models' engines do.
+    pub fn watch(self: &Arc<Served>, state: &State) {
+        let served = Arc::downgrade(self);
+        state.metrics().watch(move |metrics| {
+            if let Some(served) = served.upgrade() {
+                served.each(|m| show(metrics, m));
+            }
+        });
+    }
+}
+
+fn show(metrics: &Metrics, model: &Model) {
+    let (id, stats) = (&[model.id.as_str()][..], model.scheduler.stats());
+    let gauges = [
+        (Metric::QueueDepth, stats.waiting),
+        (Metric::Running, stats.running),
+        (Metric::CachePagesUsed, stats.pages.0),
+        (Metric::CachePages, stats.pages.1),
+        (Metric::PrefixPages, stats.kept),
+    ];
+    for (metric, now) in gauges {
+        metrics.set(metric, id, i64::try_from(now).unwrap_or(i64::MAX));
+    }
+    let totals = [
+        (Metric::PrefixEvictions, stats.evictions),
+        (Metric::Preemptions, stats.preemptions),
+        (Metric::FolderWritten, stats.written),
+        (Metric::FolderRead, stats.restored),
+        (Metric::FolderErrors, stats.folder_errors),
+        (Metric::SpeculativeDrafted, stats.drafted),
+        (Metric::SpeculativeAccepted, stats.accepted),
+    ];
+    for (metric, total) in totals {
+        metrics.total(metric, id, total);
+    }
+    metrics.sizes(Metric::BatchSize, id, &stats.batches, stats.chunks);
+}
