@@ -107,6 +107,7 @@ impl<'t> Engine<'t> {
     }
 
     fn enter(&mut self, job: Job) {
+        self.prefixes.forget_unloaded(&mut self.cache);
         self.stats.prompt_tokens += job.request.prompt.len() as u64;
         self.waiting
             .push(Entry::new(self.tokenizer, job, self.next));
@@ -258,7 +259,7 @@ impl<'t> Engine<'t> {
             }
             let seq = self.open(entry);
             let e = &self.running[entry];
-            let tokens = (e.tokens().len() - e.held).min(budget);
+            let tokens = e.next(self.weights.config.vocab).min(budget);
             budget -= tokens;
             planned.push(entry);
             parts.push(Part { entry, seq, tokens });
