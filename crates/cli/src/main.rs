@@ -15,6 +15,7 @@ mod env;
 mod exit;
 mod input;
 mod interrupt;
+mod lend;
 mod load;
 mod log;
 mod lower;

@@ -34,7 +34,7 @@ pub mod time;
 mod tls;
 
 pub use admin::as_csv;
-pub use api::{Model, Served, api};
+pub use api::{Adapters, Model, Opener, Served, api};
 pub use audit::{Entry, Event, Verified};
 pub use auth::{Access, presented};
 pub use clock::Clock;

@@ -11,7 +11,7 @@ use server::{Auth, Clock, Model, Served, Settings, Shutdown, State};
 use crate::args::ServeArgs;
 use crate::exit::{Code, failure, usage};
 use crate::verbs::sampling;
-use crate::{config, interrupt, load, memory, out};
+use crate::{config, interrupt, lend, load, memory, out};
 
 /// P-U-N-A on a keypad.
 const PORT: u16 = 7862;
@@ -65,6 +65,12 @@ fn refuse_unready(args: &ServeArgs) -> Result<()> {
 
 /// The models, each on an engine's thread of its own.
 fn models(args: &ServeArgs, clock: &Clock) -> Result<Vec<Model>> {
+    if args.model.len() > 1 && !args.named_adapter.is_empty() {
+        return Err(usage(
+            "--named-adapter does not say beside which of the models",
+            "load it with POST /v1/adapters, which names the model",
+        ));
+    }
     let typed: Vec<Option<&str>> = match &args.model[..] {
         [] => vec![None],
         some => some.iter().map(|m| Some(m.as_str())).collect(),
@@ -103,7 +109,7 @@ fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> 
     };
     let scheduler = Scheduler::start(loaded.weights.clone(), Arc::new(tokenizer), params)?;
     out::note(&format!("{}, context {context} tokens", loaded.name));
-    Ok(Model {
+    let model = Model {
         id: loaded.name,
         created: clock.now() / 1000,
         scheduler,
@@ -113,8 +119,13 @@ fn model(typed: Option<&str>, args: &ServeArgs, clock: &Clock) -> Result<Model> 
         stop: loaded.lower.stop,
         system: loaded.lower.system,
         turns: loaded.lower.turns,
+        seed: loaded.lower.sampling.seed,
+        max_tokens: loaded.lower.max_tokens,
         adaptation: loaded.adaptation,
-    })
+        adapters: lend::choosable(),
+    };
+    lend::load(&model, &args.named_adapter)?;
+    Ok(model)
 }
 
 /// Where to listen: what was typed, else puna.toml's, else this machine's own address.

@@ -3,11 +3,15 @@
 //!
 //! [`table`] is the one table of what a request may say; docs/api.md is made of it.
 
+mod adapters;
 mod ask;
 mod chat;
 mod completions;
 mod embeddings;
+mod infill;
+mod loading;
 mod params;
+mod rerank;
 mod shape;
 mod stream;
 pub mod table;
@@ -18,12 +22,13 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, State as With};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::MethodFilter;
 use engine::{Adaptation, SamplerParams, Scheduler};
 use serde_json::{Map, Value, json};
 use text::{ChatTemplate, Tokenizer};
 
+pub use self::adapters::{Adapters, Opener};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
@@ -52,8 +57,14 @@ pub struct Model {
     pub system: Option<String>,
     /// Turns that begin every conversation, after the system message.
     pub turns: Vec<Value>,
+    /// The seed of requests that say none; `None`: it is drawn.
+    pub seed: Option<u64>,
+    /// Most tokens of an answer where a request does not say.
+    pub max_tokens: Option<usize>,
     /// Adapters and control vectors that all requests run with.
     pub adaptation: Adaptation,
+    /// Adapters that requests may choose besides.
+    pub adapters: Adapters,
 }
 
 impl Model {
@@ -119,6 +130,13 @@ impl Served {
         })
     }
 
+    /// The names of a model and of an adapter, if a word is the two of them: `MODEL:ADAPTER`.
+    fn with_adapter(&self, word: &str) -> Option<(String, String)> {
+        let (base, adapter) = word.rsplit_once(':')?;
+        let known = |id: &str| self.models.iter().any(|m| m.id == id);
+        (!known(word) && known(base)).then(|| (base.to_owned(), adapter.to_owned()))
+    }
+
     /// The model that a body names; the only one if it names none.
     fn of(&self, body: &Body) -> Result<Arc<Model>, ApiError> {
         match (body.get("model"), &self.models[..]) {
@@ -141,7 +159,7 @@ struct Call {
 }
 
 /// (route, field, what it says) of the routes that no table of parameters describes.
-const FIELDS: [(&str, &str, &str); 14] = [
+const FIELDS: &[(&str, &str, &str)] = &[
     ("/v1/embeddings", "model", MODEL),
     (
         "/v1/embeddings",
@@ -156,6 +174,7 @@ const FIELDS: [(&str, &str, &str); 14] = [
         "normalize",
         "Whether vectors have length 1",
     ),
+    ("/v1/embeddings", "adapters", ADAPTERS),
     ("/tokenize", "model", MODEL),
     ("/tokenize", "content", "The text"),
     ("/tokenize", "add_special", "Begin as a prompt begins"),
@@ -166,6 +185,7 @@ const FIELDS: [(&str, &str, &str); 14] = [
     ("/apply-template", "messages", "The conversation"),
 ];
 const MODEL: &str = "The model's name; may be left out where there is one only";
+const ADAPTERS: &str = "Adapters to use, as `id` and `scale`";
 
 /// The fields that the body of a route may have, and what they say.
 pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
@@ -178,9 +198,12 @@ pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
     match path {
         "/v1/chat/completions" => of(table::On::Chat),
         "/v1/completions" => of(table::On::Completions),
+        "/infill" => of(table::On::Infill),
+        "/rerank" => fields("/v1/rerank"),
         _ => {
-            let own = FIELDS.iter().filter(|(of, ..)| *of == path);
-            own.map(|(_, name, about)| (*name, *about)).collect()
+            let all = [FIELDS, loading::FIELDS, rerank::FIELDS].concat();
+            let own = all.into_iter().filter(|(of, ..)| *of == path);
+            own.map(|(_, name, about)| (name, about)).collect()
         }
     }
 }
@@ -195,7 +218,7 @@ fn invalid(param: &str, what: &str) -> ApiError {
 pub fn api(served: &Arc<Served>) -> Vec<Route> {
     let (list, one) = (served.clone(), served.clone());
     let known = Access::Known;
-    vec![
+    let mut routes = vec![
         route(
             MethodFilter::GET,
             "/v1/models",
@@ -244,7 +267,17 @@ pub fn api(served: &Arc<Served>) -> Vec<Route> {
             "A conversation as the model reads it",
             tokens::apply_template,
         ),
-    ]
+        post(
+            served,
+            "/v1/rerank",
+            "Texts by how well they fit a query",
+            rerank::answer,
+        ),
+        post(served, "/rerank", "The same", rerank::answer),
+        post(served, "/infill", "What fits into a gap", infill::answer),
+    ];
+    routes.extend(loading::routes(served));
+    routes
 }
 
 fn post<F, R>(served: &Arc<Served>, path: &'static str, about: &'static str, answer: F) -> Route
@@ -252,21 +285,37 @@ where
     F: Fn(Call) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<Response, ApiError>> + Send + 'static,
 {
+    let access = Access::Needs(Scope::Inference);
+    post_as(served, access, path, about, answer)
+}
+
+fn post_as<F, R>(
+    served: &Arc<Served>,
+    access: Access,
+    path: &'static str,
+    about: &'static str,
+    answer: F,
+) -> Route
+where
+    F: Fn(Call) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Response, ApiError>> + Send + 'static,
+{
     let served = served.clone();
     let handler = move |With(state): With<State>,
                         Extension(who): Extension<Principal>,
-                        Json(body): Json<Body>| {
-        let served = served.clone();
-        let call = Call {
-            served,
-            state,
-            who,
-            body,
-        };
-        let answer = answer(call);
-        async move { answer.await.into_response() }
+                        Json(mut body): Json<Body>| {
+        let (served, answer) = (served.clone(), answer.clone());
+        async move {
+            adapters::unfold(&served, &mut body)?;
+            let call = Call {
+                served,
+                state,
+                who,
+                body,
+            };
+            answer(call).await
+        }
     };
-    let access = Access::Needs(Scope::Inference);
     route(MethodFilter::POST, path, access, about, handler)
 }
 
