@@ -15,7 +15,7 @@ use crate::exit::usage;
 use crate::load::named;
 
 /// `FILE[:SCALE]`. A file whose own name ends so is taken as it is.
-fn scaled(typed: &str) -> Result<(PathBuf, f32)> {
+pub fn scaled(typed: &str) -> Result<(PathBuf, f32)> {
     let whole = || (PathBuf::from(typed), 1.0);
     if Path::new(typed).exists() {
         return Ok(whole());

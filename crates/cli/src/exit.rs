@@ -227,6 +227,10 @@ fn of_text(error: &text::Error) -> (Code, Option<String>) {
         text::Error::Malformed { .. } | text::Error::Unsupported { .. } => {
             (Code::Invalid, Some(BROKEN_FILE.into()))
         }
+        text::Error::NoInfill => (
+            Code::Failed,
+            Some("leave --suffix out, or use a model such as Code Llama".into()),
+        ),
         text::Error::NoTemplate => {
             let hint = "--raw gives the model the text as it is; `puna template --template FILE` renders another";
             (Code::Failed, Some(hint.into()))

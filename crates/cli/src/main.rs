@@ -16,6 +16,7 @@ mod exit;
 mod identity;
 mod input;
 mod interrupt;
+mod lend;
 mod load;
 mod log;
 mod lower;

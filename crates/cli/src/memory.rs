@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use engine::Scheduler;
 use kernels::KvType;
 use model::{Cache, Config, PAGE, bytes_to_work};
 
@@ -75,6 +76,35 @@ pub fn whole(config: &Config, weights: u64, ty: KvType, tokens: usize) -> Result
     Ok(weights
         .saturating_add(bytes_to_work(config))
         .saturating_add(cache))
+}
+
+/// Refuses what a running model has no room for beside it: what it still has to take comes first.
+pub fn room_beside(scheduler: &Scheduler, bytes: u64) -> Result<()> {
+    let Some(free) = available_memory() else {
+        return Ok(());
+    };
+    let (weights, params, pages) = (
+        scheduler.weights(),
+        scheduler.params(),
+        scheduler.stats().pages,
+    );
+    // Pages are allocated as they are used.
+    let to_come = (params.cache / PAGE).saturating_sub(pages.0) * PAGE;
+    let due = Cache::bytes_for(&weights.config, params.kv, to_come)?
+        .saturating_add(weights.bytes() - weights.bytes_held())
+        .saturating_add(bytes_to_work(&weights.config));
+    match free.saturating_sub(due) {
+        left if left >= bytes => Ok(()),
+        left => {
+            let what = format!(
+                "it needs {}, and {} are left beside the model",
+                size(bytes),
+                size(left)
+            );
+            let hint = "serve with a smaller --ctx or --parallel";
+            Err(failure(Code::Memory, what, hint))
+        }
+    }
 }
 
 fn plan(need: &Need<'_>, free: u64) -> Result<usize> {

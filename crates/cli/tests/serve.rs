@@ -113,6 +113,108 @@ fn it_answers_as_run_does() {
     assert_eq!(server.ask("GET", "/admin/usage", "", &Value::Null).0, 401);
 }
 
+/// Adapters of the store, at paths, and those that a request may choose; they say what `run` says
+/// with the same.
+#[test]
+fn adapters_are_lent() {
+    let home = Home::new();
+    let base = fixture("models/llama2_gqa");
+    let adapter = fixture("../adapters/patterns/adapter.gguf");
+    let recipe = home.dir.path().join("Modelfile");
+    std::fs::write(&recipe, format!("FROM {base}\nADAPTER {adapter}\n")).expect("written");
+    home.run(&["create", "poet", "-f", "Modelfile"]).succeeded();
+    let keys = home.dir.path().join("keys");
+    std::fs::write(&keys, "0123456789abcdef boss admin,inference\n").expect("written");
+    let strong = format!("strong={adapter}:4");
+    let more = [
+        "--named-adapter",
+        &strong,
+        "--named-adapter",
+        "plain=poet",
+        "--api-key-file",
+        "keys",
+    ];
+    let server = Server::of(&home, &[&["-m", &base], &more[..]].concat());
+    let key = "0123456789abcdef";
+    let ask = |method: &str, path: &str, body: &Value| {
+        let (status, answer) = server.ask(method, path, key, body);
+        (
+            status,
+            serde_json::from_str::<Value>(&answer).expect("JSON"),
+        )
+    };
+    let (_, list) = ask("GET", "/v1/adapters", &Value::Null);
+    let scales: Vec<&Value> = list["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|a| &a["scale"])
+        .collect();
+    assert_eq!(scales, [&json!(4.0), &json!(1.0)], "{list}");
+    let load = json!({ "name": "file", "adapter": fixture("../adapters/patterns") });
+    assert_eq!(ask("POST", "/v1/adapters", &load).0, 200);
+    let said = |adapters: Value| {
+        let body = json!({
+            "prompt": "Once upon", "max_tokens": 12, "temperature": 0, "adapters": adapters,
+        });
+        ask("POST", "/v1/completions", &body).1["choices"][0]["text"].clone()
+    };
+    let alone = |more: &[&str]| {
+        let args = [
+            "run",
+            "-m",
+            &base,
+            "--raw",
+            "-n",
+            "12",
+            "--temperature",
+            "0",
+        ];
+        let args = [&args[..], &["--format", "json", "Once upon"], more].concat();
+        home.run(&args).json()["text"].clone()
+    };
+    let due = alone(&["--adapter", &format!("{adapter}:4")]);
+    assert_ne!(due, alone(&[]));
+    assert_eq!(said(json!([{ "id": "strong" }])), due);
+    assert_eq!(said(json!([{ "id": "plain", "scale": 4 }])), due);
+    assert_eq!(said(json!([{ "id": "file", "scale": 4 }])), due);
+    assert_eq!(said(json!([])), alone(&[]));
+    for (adapter, status, what) in [
+        ("nobody", 404, "nobody"),
+        (&*base, 400, "an adapter is"),
+        (&fixture("../adapters/tied"), 400, "k_proj"),
+        ("hf:nobody/nothing", 404, "nobody"),
+    ] {
+        let load = json!({ "name": "x", "adapter": adapter });
+        let (got, answer) = ask("POST", "/v1/adapters", &load);
+        assert_eq!(got, status, "{answer}");
+        assert!(answer.to_string().contains(what), "{answer}");
+    }
+}
+
+/// What a made model says holds where a request says nothing.
+#[test]
+fn a_made_model_is_served_as_it_is_made() {
+    let home = Home::new();
+    let base = fixture("models/llama3");
+    let recipe = home.dir.path().join("Modelfile");
+    let text = format!(
+        "FROM {base}\nPARAMETER num_predict 5\nPARAMETER seed 7\nPARAMETER temperature 1.5\n"
+    );
+    std::fs::write(&recipe, text).expect("written");
+    home.run(&["create", "made", "-f", "Modelfile"]).succeeded();
+    let server = Server::of(&home, &["-m", "made"]);
+    let said = || {
+        let body = json!({ "prompt": "Once upon", "ignore_eos": true });
+        let (status, answer) = server.ask("POST", "/v1/completions", "", &body);
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str::<Value>(&answer).expect("JSON")
+    };
+    let one = said();
+    assert_eq!(one["usage"]["completion_tokens"], 5);
+    assert_eq!(one["choices"], said()["choices"]);
+}
+
 #[test]
 fn keys_open_it_and_revoked_ones_do_not() {
     let home = Home::new();
@@ -165,6 +267,9 @@ fn what_cannot_be_is_refused_at_the_start() {
     serve(&["--speculate", "draft"]).failed(2, "--draft");
     serve(&["--speculate", "maybe"]).failed(2, "ngram");
     serve(&["-m", &model]).failed(2, "two models");
+    serve(&["--named-adapter", "x"]).failed(2, "no name");
+    serve(&["--named-adapter", "x=nobody"]).failed(3, "nobody");
+    serve(&["--named-adapter", &format!("x={model}")]).failed(4, "an adapter is");
     home.run(&["serve", "-m", "no-such-model", "--port", "0"])
         .failed(3, "no-such-model");
     let file = home.dir.path().join("bad.sqlite");

@@ -17,6 +17,7 @@ use crate::line::Place;
 use crate::prefix::{Miss, Root};
 use crate::request::{Pooling, Start, Update, Want};
 use crate::scheduler::Job;
+use crate::score::{TokenLogprob, default_chunk, stage};
 use crate::session::{Adaptation, Flow};
 use crate::speculate::{Drafts, Guess, Speculation, Speculator};
 
@@ -73,6 +74,13 @@ enum Work<'t> {
         /// Of the rows so far.
         sum: Vec<f64>,
     },
+    Score {
+        ids: Vec<u32>,
+        /// The first that is looked at.
+        from: usize,
+        top: usize,
+        found: Vec<TokenLogprob>,
+    },
 }
 
 impl<'t> Entry<'t> {
@@ -80,18 +88,24 @@ impl<'t> Entry<'t> {
         let request = job.request;
         let speculation = match &request.want {
             Want::Answer(params) => params.speculate,
-            Want::Embedding(_) => Speculation::default(),
+            Want::Embedding(_) | Want::Score { .. } => Speculation::default(),
         };
         let work = match (job.tools, request.want) {
             (Some(tools), _) => {
                 let answer = Answer::new(tokenizer, &request.prompt, tools, job.submitted);
                 Work::Answer(Box::new(answer))
             }
+            (None, Want::Score { from, top }) => Work::Score {
+                ids: request.prompt,
+                from,
+                top,
+                found: Vec::new(),
+            },
             (None, want) => Work::Embedding {
                 ids: request.prompt,
                 pooling: match want {
                     Want::Embedding(pooling) => pooling,
-                    Want::Answer(_) => Pooling::Last,
+                    _ => Pooling::Last,
                 },
                 sum: Vec::new(),
             },
@@ -127,7 +141,19 @@ impl<'t> Entry<'t> {
         match &self.work {
             Work::Answer(answer) => answer.view(),
             Work::Embedding { ids, .. } => ids,
+            // What follows the last one is not asked for.
+            Work::Score { ids, .. } => &ids[..ids.len() - 1],
         }
+    }
+
+    /// How many tokens the next chunk may have.
+    pub(crate) fn next(&self, vocab: usize) -> usize {
+        let len = self.tokens().len();
+        let end = match &self.work {
+            Work::Score { from, .. } => stage(self.held, len, from - 1, default_chunk(vocab)).0,
+            _ => len,
+        };
+        end - self.held
     }
 
     /// Whether it may begin with what others left: not where all rows are wanted.
@@ -260,6 +286,9 @@ impl<'t> Entry<'t> {
                 chunk.rows = Rows::All;
             }
         }
+        if let Work::Score { from, .. } = &self.work {
+            chunk.rows = stage(self.held, tokens.len(), from - 1, n).1;
+        }
         chunk
     }
 
@@ -278,6 +307,26 @@ impl<'t> Entry<'t> {
         match &mut self.work {
             Work::Embedding { sum, pooling, .. } => {
                 pool(sum, &out.hidden, *pooling, n);
+                Ok(Taken {
+                    end: done.then_some(End::MaxTokens),
+                    ..Taken::default()
+                })
+            }
+            Work::Score {
+                ids,
+                from,
+                top,
+                found,
+            } => {
+                let first = self.held - n + 1;
+                if first >= *from {
+                    let (got, expected) = (out.logits.len(), n * vocab);
+                    if got != expected {
+                        return Err(Error::LogitsShape { got, expected });
+                    }
+                    let rows = out.logits.chunks_exact(vocab).zip(&ids[first..]);
+                    found.extend(rows.map(|(row, id)| TokenLogprob::new(row, *id, *top)));
+                }
                 Ok(Taken {
                     end: done.then_some(End::MaxTokens),
                     ..Taken::default()
@@ -339,7 +388,8 @@ impl<'t> Entry<'t> {
                 let generation = answer.finish(end, &mut sender(&self.updates));
                 Update::Done(Box::new(generation))
             }
-            (Work::Embedding { .. }, End::Cancelled) => Update::Failed(Error::Cancelled),
+            (_, End::Cancelled) => Update::Failed(Error::Cancelled),
+            (Work::Score { found, .. }, _) => Update::Scores(found),
             (Work::Embedding { ids, pooling, sum }, _) => {
                 let n = match pooling {
                     Pooling::Mean => ids.len() as f64,
@@ -362,8 +412,10 @@ impl<'t> Entry<'t> {
         self.held = 0;
         self.ahead.guess = Guess::default();
         self.fetch = Fetch::default();
-        if let Work::Embedding { sum, .. } = &mut self.work {
-            sum.clear();
+        match &mut self.work {
+            Work::Answer(_) => {}
+            Work::Embedding { sum, .. } => sum.clear(),
+            Work::Score { found, .. } => found.clear(),
         }
     }
 }

@@ -19,7 +19,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Instant;
 
-use model::{Block, Cache, PAGE, Seq};
+use model::{Adapter, Block, Cache, PAGE, Seq};
 
 use crate::block_file::{self, Name};
 use crate::session::Adaptation;
@@ -438,6 +438,30 @@ impl Prefixes {
         };
         self.remove(cache, id);
         true
+    }
+
+    /// Gives up what only this tree still knows the adapters of: nobody can ask for it any more, and
+    /// the adapters themselves take memory.
+    pub(crate) fn forget_unloaded(&mut self, cache: &mut Cache) {
+        let mut held: HashMap<*const Adapter, usize> = HashMap::new();
+        for adapter in self.roots.keys().flat_map(|r| &r.adaptation.adapters) {
+            *held.entry(Arc::as_ptr(adapter)).or_default() += 1;
+        }
+        let unloaded = |a: &Arc<Adapter>| Arc::strong_count(a) == held[&Arc::as_ptr(a)];
+        let gone = |root: &Root| root.adaptation.adapters.iter().any(unloaded);
+        let gone: Vec<Root> = self.roots.keys().filter(|r| gone(r)).cloned().collect();
+        for root in gone {
+            let mut due: Vec<Id> = self.roots.remove(&root).into_iter().collect();
+            while let Some(id) = due.pop() {
+                let Some(node) = self.nodes.remove(&id) else {
+                    continue;
+                };
+                due.extend(node.children.values());
+                if let Some(block) = node.block {
+                    cache.give_up(block);
+                }
+            }
+        }
     }
 
     /// Gives up everything.

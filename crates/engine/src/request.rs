@@ -32,6 +32,13 @@ pub enum Want {
     Answer(Box<GenerateParams>),
     /// One row of the final hidden states, after the final norm.
     Embedding(Pooling),
+    /// How likely the prompt's own tokens are.
+    Score {
+        /// The first token that is looked at, 1 or more: nothing foretells the first of all.
+        from: usize,
+        /// How many rivals of each are named.
+        top: usize,
+    },
 }
 
 impl Default for Want {
@@ -71,6 +78,8 @@ pub enum Update {
     Done(Box<Generation>),
     /// An embedding. The last update.
     Embedding(Vec<f32>),
+    /// The tokens that were scored, in their order. The last update.
+    Scores(Vec<TokenLogprob>),
     /// It failed, and only it. The last update.
     Failed(Error),
 }

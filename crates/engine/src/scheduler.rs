@@ -317,6 +317,12 @@ impl Scheduler {
                 Tools::new(config, &self.tokenizer, (**params).clone(), context).map(Some)
             }
             Want::Embedding(_) => Ok(None),
+            Want::Score { from, .. } if (1..prompt.len()).contains(from) => Ok(None),
+            Want::Score { from, .. } => Err(Error::Parameter {
+                field: "from",
+                value: from.to_string(),
+                range: format!("from 1 to {}, a token behind another", prompt.len() - 1),
+            }),
         }
     }
 

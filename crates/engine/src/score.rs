@@ -126,18 +126,7 @@ pub fn score_with<P: Probe>(
     let chunk = options.chunk.unwrap_or_else(|| default_chunk(vocab)).max(1);
     let mut start = 0;
     while start < ids.len() {
-        // Chunks do not straddle the first wanted row, so that all their rows are wanted or none.
-        let stage_end = if start < options.from {
-            options.from.min(ids.len())
-        } else {
-            ids.len()
-        };
-        let end = start.saturating_add(chunk).min(stage_end);
-        let rows = if start < options.from {
-            Rows::None
-        } else {
-            Rows::All
-        };
+        let (end, rows) = stage(start, ids.len(), options.from, chunk);
         let logits = session.extend(&ids[start..end], rows, probe)?;
         if rows == Rows::All {
             for (i, row) in logits.chunks_exact(vocab).enumerate() {
@@ -151,7 +140,18 @@ pub fn score_with<P: Probe>(
     Ok(())
 }
 
-fn default_chunk(vocab: usize) -> usize {
+/// Where a chunk of `chunk` tokens at most ends that begins at `start` of `len`, and which rows it
+/// wants if those from `from` on are wanted: all of them or none.
+pub(crate) fn stage(start: usize, len: usize, from: usize, chunk: usize) -> (usize, Rows) {
+    let (limit, rows) = match start < from {
+        true => (from.min(len), Rows::None),
+        false => (len, Rows::All),
+    };
+    (start.saturating_add(chunk).min(limit), rows)
+}
+
+/// Tokens whose logits take 32 MiB or so.
+pub(crate) fn default_chunk(vocab: usize) -> usize {
     const FLOATS: usize = 8 << 20;
     (FLOATS / vocab.max(1)).clamp(16, 512)
 }

@@ -138,6 +138,7 @@ impl<'t> Engine<'t> {
     }
 
     fn enter(&mut self, job: Job) {
+        self.prefixes.forget_unloaded(&mut self.cache);
         self.stats.prompt_tokens += job.request.prompt.len() as u64;
         let (root, priority) = (&job.request.root, job.request.priority);
         let turn = self.turns.take(&root.scope, priority);
@@ -315,7 +316,7 @@ impl<'t> Engine<'t> {
             }
             let seq = self.open(entry);
             let e = &self.running[entry];
-            let tokens = (e.tokens().len() - e.held).min(budget);
+            let tokens = e.next(self.weights.config.vocab).min(budget);
             budget -= tokens;
             planned.push(entry);
             parts.push(Part {

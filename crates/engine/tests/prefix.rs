@@ -133,6 +133,37 @@ fn nothing_crosses_scopes_salts_or_adapters() {
     }
 }
 
+/// What was kept of an adapter that nobody has any more goes, and with it the adapter.
+#[test]
+fn an_adapter_that_was_unloaded_is_let_go() {
+    let setup = setup("llama3");
+    let scheduler = setup.start(params(1024, 2));
+    let adapter = Arc::new(model::Adapter::new());
+    let there = Arc::downgrade(&adapter);
+    let root = Root {
+        adaptation: engine::Adaptation {
+            adapters: vec![adapter],
+            control: None,
+        },
+        ..Root::default()
+    };
+    let ask = |root: Root, seed| {
+        let request = Request {
+            root,
+            ..request(prompt(seed, 100), sampled(0, 2))
+        };
+        start_of(&scheduler, request).0.cached
+    };
+    assert_eq!(ask(Root::default(), 1), 0);
+    assert_eq!((ask(root.clone(), 1), ask(root.clone(), 1)), (0, 96));
+    drop(root);
+    assert!(there.upgrade().is_some(), "its beginnings are kept");
+    assert_eq!(ask(Root::default(), 1), 96, "others keep theirs");
+    settled(&scheduler);
+    assert!(there.upgrade().is_none());
+    assert_eq!(scheduler.stats().kept, 3);
+}
+
 #[test]
 fn a_miss_says_why() {
     let setup = setup("llama3");

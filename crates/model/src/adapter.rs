@@ -91,6 +91,17 @@ struct Turn {
     shift: Option<Vec<f32>>, // (out)
 }
 
+/// What an adapter is, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// The largest rank of its matrices.
+    pub rank: usize,
+    /// Memory that its numbers take, whatever the number of scales.
+    pub bytes: u64,
+    /// Whether it is DoRA.
+    pub dora: bool,
+}
+
 impl Adapter {
     /// An adapter that changes nothing yet.
     pub fn new() -> Adapter {
@@ -150,6 +161,33 @@ impl Adapter {
         Ok(Adapter {
             places: self.places.iter().map(one).collect::<Result<_>>()?,
         })
+    }
+
+    /// Its size and kind.
+    pub fn about(&self) -> AdapterInfo {
+        let pairs = self.places.values().map(|s| &s.pair);
+        AdapterInfo {
+            rank: pairs.clone().map(|p| p.rank).max().unwrap_or(0),
+            bytes: pairs.clone().map(|p| p.bytes()).sum(),
+            dora: pairs.clone().any(|p| p.dora.is_some()),
+        }
+    }
+
+    /// Whether adapters may be used one after the other: what DoRA does to a row depends on what was
+    /// added to it before.
+    ///
+    /// # Errors
+    /// A DoRA adapter comes after another one of the same matrix.
+    pub fn check_order(adapters: &[Arc<Adapter>]) -> Result<()> {
+        for (i, later) in adapters.iter().enumerate() {
+            for (place, scaled) in &later.places {
+                let mut before = adapters[..i].iter();
+                if scaled.pair.dora.is_some() && before.any(|a| a.places.contains_key(place)) {
+                    return Err(dora_comes_first());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds the matrices `a` `[rank, in]` and `b` `[out, rank]` for one projection of `weights`, at
@@ -235,20 +273,6 @@ impl Adapter {
     }
 }
 
-/// Whether adapters may be used one after the other: what DoRA does to a row depends on what was
-/// added to it before.
-pub(crate) fn check_order(adapters: &[Arc<Adapter>]) -> Result<()> {
-    for (i, later) in adapters.iter().enumerate() {
-        for (place, scaled) in &later.places {
-            let mut before = adapters[..i].iter();
-            if scaled.pair.dora.is_some() && before.any(|a| a.places.contains_key(place)) {
-                return Err(dora_comes_first());
-            }
-        }
-    }
-    Ok(())
-}
-
 pub(crate) fn dora_comes_first() -> Error {
     Error::NotImplemented(
         "a DoRA adapter after another one of the same matrix; it must be the first of them".into(),
@@ -303,6 +327,12 @@ impl Scaled {
 }
 
 impl Pair {
+    fn bytes(&self) -> u64 {
+        let dora = self.dora.as_ref();
+        let rows = dora.map_or(0, |d| d.magnitude.len() * 4 + d.sums.len() * 24);
+        (self.a.len() + self.b.len() + rows) as u64
+    }
+
     fn new(
         part: Part,
         linear: &Linear,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::Workspace;
 
-use crate::adapter::{self, Adapter};
+use crate::adapter::Adapter;
 use crate::cache::{Cache, Seq};
 use crate::config::Config;
 use crate::control::ControlVector;
@@ -57,7 +57,7 @@ impl Batch {
                     chunk.len()
                 ));
             }
-            adapter::check_order(&chunk.adapters)?;
+            Adapter::check_order(&chunk.adapters)?;
             if chunk
                 .control
                 .as_ref()

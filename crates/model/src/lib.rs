@@ -35,7 +35,7 @@ mod source;
 mod tensors;
 mod weights;
 
-pub use adapter::{Adapter, Target};
+pub use adapter::{Adapter, AdapterInfo, Target};
 pub use arch::{ARCHITECTURES, About, Arch};
 pub use batch::{Batch, Chunk, ChunkOut, Input, Logits, Outputs, Rows};
 pub use cache::{Block, Cache, PAGE, Seq};

@@ -13,7 +13,7 @@ use crate::store::Usage;
 const PAGE: usize = 1000;
 
 /// The values of these parameters, in this order. Unknown ones, and ones that come twice, are errors.
-fn parameters<const N: usize>(
+pub(crate) fn parameters<const N: usize>(
     uri: &Uri,
     names: [&'static str; N],
 ) -> Result<[Option<String>; N], ApiError> {

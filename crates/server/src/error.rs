@@ -126,6 +126,8 @@ pub enum Kind {
     Path,
     /// No such model.
     Model,
+    /// No such adapter.
+    Adapter,
     /// The path is there, the method is not.
     Method,
     /// The body did not arrive in time.
@@ -155,7 +157,7 @@ pub enum Kind {
 }
 
 /// (kind, status, `type`, `code`): what a client sees of each.
-pub const KINDS: [(Kind, u16, &str, &str); 20] = [
+pub const KINDS: [(Kind, u16, &str, &str); 21] = [
     (
         Kind::Invalid,
         400,
@@ -168,6 +170,12 @@ pub const KINDS: [(Kind, u16, &str, &str); 20] = [
     (Kind::Origin, 403, "permission_error", "origin_not_allowed"),
     (Kind::Path, 404, "invalid_request_error", "unknown_url"),
     (Kind::Model, 404, "invalid_request_error", "model_not_found"),
+    (
+        Kind::Adapter,
+        404,
+        "invalid_request_error",
+        "adapter_not_found",
+    ),
     (
         Kind::Method,
         405,

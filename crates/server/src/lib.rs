@@ -35,7 +35,7 @@ pub mod time;
 mod tls;
 
 pub use admin::as_csv;
-pub use api::{Loaded, Loader, Model, Offer, OnDemand, Served, api};
+pub use api::{Adapters, Loaded, Loader, Model, Offer, OnDemand, Opener, Served, api};
 pub use audit::{Entry, Event, Verified};
 pub use auth::{Access, presented};
 pub use clock::Clock;

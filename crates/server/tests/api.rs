@@ -4,58 +4,10 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Answer, Server, logged};
-use engine::{SamplerParams, Scheduler, SchedulerParams};
-use kernels::{Compute, Kernels, KvType, Level};
+use common::models::{chunks, ok, post, serve};
 use serde_json::{Value, json};
-use server::{Model, Served};
-use text::{ChatTemplate, Tokenizer};
-
-const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}\
-    {% if add_generation_prompt %}[assistant] {% endif %}";
-
-fn tiny(context: usize) -> Model {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/reference/models/llama3");
-    let kernels = Arc::new(Kernels::new(Level::best(), Compute::F32, 2).unwrap());
-    let weights = Arc::new(model::open(&path, kernels).unwrap());
-    let tokenizer = Arc::new(Tokenizer::open(&path).unwrap());
-    let params = SchedulerParams::new(KvType::F32, context, 4);
-    Model {
-        id: "tiny".into(),
-        created: 1,
-        scheduler: Scheduler::start(weights, tokenizer, params).unwrap(),
-        template: Some(ChatTemplate::new(TEMPLATE, "", "").unwrap()),
-        sampler: SamplerParams::default(),
-        speculation: engine::Speculation::default(),
-        eog: Vec::new(),
-        stop: Vec::new(),
-        system: None,
-        turns: Vec::new(),
-        adaptation: engine::Adaptation::default(),
-    }
-}
-
-fn serve(context: usize, strict: bool) -> (Server, Arc<Served>) {
-    let served = Served::new(vec![tiny(context)], strict);
-    let mut routes = server::routes();
-    routes.extend(server::api(&served));
-    (Server::start(logged().0, routes), served)
-}
-
-fn post(server: &Server, path: &str, body: &Value) -> Answer {
-    let json = ["Content-Type: application/json"];
-    server.ask(&format!("POST {path}"), &json, &body.to_string())
-}
-
-fn ok(server: &Server, path: &str, body: &Value) -> Value {
-    let answer = post(server, path, body);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    answer.json()
-}
 
 fn conversation(more: Value) -> Value {
     let mut body = json!({
@@ -68,28 +20,9 @@ fn conversation(more: Value) -> Value {
     body
 }
 
-/// The bodies of a stream's events, without `data: `; the transfer's own lines left out.
-fn events(answer: &Answer) -> Vec<String> {
-    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
-    let lines = answer.body.lines();
-    lines
-        .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
-        .collect()
-}
-
-fn chunks(answer: &Answer) -> Vec<Value> {
-    let events = events(answer);
-    let (done, chunks) = events.split_last().unwrap();
-    assert_eq!(done, "[DONE]");
-    chunks
-        .iter()
-        .map(|c| serde_json::from_str(c).unwrap())
-        .collect()
-}
-
 #[test]
 fn a_conversation_whole_and_in_chunks() {
-    let (server, _served) = serve(512, false);
+    let server = serve(512, false);
     let whole = ok(&server, "/v1/chat/completions", &conversation(json!({})));
     assert_eq!(whole["object"], "chat.completion");
     assert_eq!(whole["model"], "tiny");
@@ -127,7 +60,7 @@ fn a_conversation_whole_and_in_chunks() {
 
 #[test]
 fn seeds_choices_stops_and_logprobs() {
-    let (server, _served) = serve(512, false);
+    let server = serve(512, false);
     let ask = |more: Value| ok(&server, "/v1/chat/completions", &conversation(more));
     let drawn = json!({ "temperature": 1.5, "seed": 7, "n": 3 });
     let (one, two) = (ask(drawn.clone()), ask(drawn));
@@ -162,7 +95,7 @@ fn seeds_choices_stops_and_logprobs() {
 
 #[test]
 fn texts_and_their_shapes() {
-    let (server, _served) = serve(512, false);
+    let server = serve(512, false);
     let body = json!({
         "prompt": ["One two three", "Four five"], "temperature": 0, "logprobs": 2, "ignore_eos": true,
         "max_tokens": 4,
@@ -200,7 +133,7 @@ fn texts_and_their_shapes() {
 
 #[test]
 fn a_beginning_in_common_is_counted() {
-    let (server, _served) = serve(512, false);
+    let server = serve(512, false);
     let long = "word ".repeat(60);
     let body = json!({ "prompt": long, "max_tokens": 1 });
     let first = ok(&server, "/v1/completions", &body)["usage"]["prompt_tokens_details"].clone();
@@ -216,7 +149,7 @@ fn a_beginning_in_common_is_counted() {
 
 #[test]
 fn what_is_refused_names_itself() {
-    let (server, _served) = serve(128, false);
+    let server = serve(128, false);
     let chat = "/v1/chat/completions";
     let refuse = |more: Value, param: &str| {
         let answer = post(&server, chat, &conversation(more));
@@ -255,7 +188,7 @@ fn what_is_refused_names_itself() {
         long["stream"] = json!(stream);
         post(&server, chat, &long).refused(400, "context_length_exceeded");
     }
-    let (strict, _served) = serve(128, true);
+    let strict = serve(128, true);
     let answer = post(&strict, chat, &conversation(json!({ "unheard_of": 1 })));
     assert_eq!(
         answer.refused(400, "invalid_request").json()["error"]["param"],
@@ -265,7 +198,7 @@ fn what_is_refused_names_itself() {
 
 #[test]
 fn models_tokens_templates_and_vectors() {
-    let (server, _served) = serve(128, false);
+    let server = serve(128, false);
     let list = server.get("/v1/models", "").json();
     assert_eq!(list["data"][0]["id"], "tiny");
     assert_eq!(server.get("/v1/models/tiny", "").json()["context"], 128);
@@ -317,10 +250,7 @@ fn models_tokens_templates_and_vectors() {
 /// A client that leaves takes its request with it.
 #[test]
 fn leaving_cancels() {
-    let served = Served::new(vec![tiny(8192)], false);
-    let mut routes = server::routes();
-    routes.extend(server::api(&served));
-    let server = Server::start(logged().0, routes);
+    let server = serve(8192, false);
     let mut body = conversation(json!({ "stream": true, "n": 2 }));
     body["max_completion_tokens"] = json!(8000);
     let body = body.to_string();
@@ -378,7 +308,7 @@ fn the_page_of_the_api() {
 /// What no answer needs and what would stop the engine is refused, and the server answers on.
 #[test]
 fn extreme_samplers_harm_nobody() {
-    let (server, _served) = serve(64, false);
+    let server = serve(64, false);
     let biases: serde_json::Map<String, Value> =
         (0..2000).map(|id| (id.to_string(), json!(1))).collect();
     let breakers: Vec<String> = (0..100).map(|i| i.to_string()).collect();
@@ -413,8 +343,7 @@ fn extreme_samplers_harm_nobody() {
 /// What the engine does is seen while it does it, before any request has ended.
 #[test]
 fn metrics_say_what_the_engine_does_now() {
-    let (server, served) = serve(4096, false);
-    served.watch(&server.state);
+    let server = serve(4096, false);
     let value = |name: &str| -> f64 {
         let text = server.get("/metrics", "").body;
         let line = format!("{name}{{model=\"tiny\"}} ");
@@ -445,7 +374,7 @@ fn metrics_say_what_the_engine_does_now() {
 
 #[test]
 fn guesses_are_asked_for_and_counted() {
-    let (server, _served) = serve(512, false);
+    let server = serve(512, false);
     let ask = |more: Value| {
         let mut body = json!({
             "prompt": "to be or not to be or not to be or not to be or not", "max_tokens": 40,

@@ -41,7 +41,10 @@ fn tiny(id: &str, context: usize) -> Model {
         stop: Vec::new(),
         system: None,
         turns: Vec::new(),
+        seed: None,
+        max_tokens: None,
         adaptation: Adaptation::default(),
+        adapters: server::Adapters::default(),
     }
 }
 

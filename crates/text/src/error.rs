@@ -70,6 +70,11 @@ pub enum Error {
         "the model has no chat template; use --raw to give it text as it is, or --template FILE to bring one"
     )]
     NoTemplate,
+    /// The model fills no gaps.
+    #[error(
+        "this model was not made for infill: its vocabulary has no marks for prefix, suffix and middle"
+    )]
+    NoInfill,
 }
 
 impl Error {

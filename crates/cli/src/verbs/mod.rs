@@ -9,7 +9,6 @@ mod convert;
 mod detokenize;
 mod doctor;
 mod imatrix;
-mod infill;
 mod key;
 mod line;
 mod logits;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use text::{Special, Tokenizer, chat};
 
 use super::words::{self, Prompt};
-use super::{answer, infill, repl, sampling};
+use super::{answer, repl, sampling};
 use crate::args::{Format, RunArgs};
 use crate::exit::{Code, failure, usage};
 use crate::load::{self, Loaded};
@@ -155,7 +155,8 @@ fn prompt_ids(
     prompt: &str,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     if let Some(suffix) = &args.suffix {
-        return infill::prompt(tokenizer, prompt, suffix);
+        let gap = text::gap(tokenizer, prompt, suffix, &[])?;
+        return Ok((gap.ids, gap.eog));
     }
     if args.raw {
         // The text is the model's whole input: marks of a template written by hand are meant.

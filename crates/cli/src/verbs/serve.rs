@@ -12,7 +12,7 @@ use server::{Auth, Clock, OnDemand, Served, Settings, Shutdown, State};
 
 use self::shelf::Shelf;
 use crate::args::ServeArgs;
-use crate::exit::{Code, failure};
+use crate::exit::{Code, failure, usage};
 use crate::{config, interrupt, out};
 
 /// P-U-N-A on a keypad.
@@ -61,6 +61,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 
 /// The models that are named, or with `--on-demand` the first of them and all others of this machine.
 fn models(args: &ServeArgs, spill: Option<Arc<Spill>>, state: &State) -> Result<Arc<Served>> {
+    if args.model.len() > 1 && !args.named_adapter.is_empty() && !args.on_demand {
+        return Err(usage(
+            "--named-adapter does not say beside which of the models",
+            "load it with POST /v1/adapters, which names the model",
+        ));
+    }
     let named = shelf::named(args)?;
     let shelf = Shelf::new(args, spill, state.clock(), &named);
     if !args.on_demand {

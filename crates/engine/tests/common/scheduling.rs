@@ -93,7 +93,7 @@ pub(crate) fn collect(mut replies: Replies) -> Result<Generation, Error> {
                 return Ok(*generation);
             }
             Update::Failed(error) => return Err(error),
-            Update::Embedding(_) => panic!("nobody asked for it"),
+            Update::Embedding(_) | Update::Scores(_) => panic!("nobody asked for it"),
         }
     }
     Err(Error::Stopped)

@@ -1,5 +1,6 @@
 //! Requests to the engine, and what they used.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use engine::{
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::adapters::Chosen;
 use super::params::Asked;
 use super::{Call, Model};
 use crate::error::{ApiError, Kind};
@@ -25,6 +27,8 @@ pub(crate) struct Tally {
     pub(crate) state: State,
     pub(crate) who: Principal,
     pub(crate) model: Arc<Model>,
+    /// Names of the adapters that it chose; empty: none.
+    pub(crate) adapter: String,
     /// Of a prompt, once; 0 for its further answers.
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
@@ -34,7 +38,7 @@ impl Drop for Tally {
     fn drop(&mut self) {
         let id = &self.model.id;
         self.state
-            .account(&self.who, id, "", self.prompt, self.completion);
+            .account(&self.who, id, &self.adapter, self.prompt, self.completion);
     }
 }
 
@@ -197,13 +201,13 @@ pub(crate) fn submit(
             let replies = model.scheduler.submit(Request {
                 prompt: prompt.clone(),
                 want: Want::Answer(Box::new(params)),
-                root: root(call, model, &asked.salt),
+                root: root(call, &asked.chosen, &asked.salt),
                 ..Request::default()
             })?;
             choices.push(Choice {
                 index: choices.len(),
                 replies,
-                tally: tally(call, model, 0),
+                tally: tally(call, model, &asked.chosen),
                 bill: if choice == 0 { prompt.len() as u64 } else { 0 },
                 prompt_tokens: prompt.len(),
             });
@@ -213,21 +217,70 @@ pub(crate) fn submit(
 }
 
 /// Cached beginnings are a tenant's own.
-pub(crate) fn root(call: &Call, model: &Model, salt: &str) -> Root {
+fn root(call: &Call, chosen: &Chosen, salt: &str) -> Root {
     Root {
         scope: call.who.key.to_string(),
         salt: salt.to_owned(),
-        adaptation: model.adaptation.clone(),
+        adaptation: chosen.adaptation.clone(),
     }
 }
 
-pub(crate) fn tally(call: &Call, model: &Arc<Model>, prompt: usize) -> Tally {
+fn tally(call: &Call, model: &Arc<Model>, chosen: &Chosen) -> Tally {
     Tally {
         state: call.state.clone(),
         who: call.who.clone(),
         model: model.clone(),
-        prompt: prompt as u64,
+        adapter: chosen.name.clone(),
+        prompt: 0,
         completion: 0,
+    }
+}
+
+/// Most of a request's texts that stand in line or run at once.
+const AT_ONCE: usize = 32;
+
+/// Runs what is answered with one update, a few at a time, so that a request of many texts does not
+/// fill the line. Returns the last update of each, in their order.
+pub(crate) async fn each(
+    call: &Call,
+    model: &Arc<Model>,
+    chosen: &Chosen,
+    jobs: Vec<(Vec<u32>, Want)>,
+) -> Result<Vec<Update>, ApiError> {
+    let context = model.scheduler.params().context;
+    let longest = jobs.iter().map(|(prompt, _)| prompt.len()).max();
+    if let Some(needed) = longest.filter(|n| *n > context) {
+        // Before any of them runs.
+        return Err(engine::Error::ContextFull { needed, context }.into());
+    }
+    let tokens: usize = jobs.iter().map(|(prompt, _)| prompt.len()).sum();
+    call.state.afford(&call.who, tokens as u64)?;
+    let (mut jobs, mut running, mut done) = (jobs.into_iter(), VecDeque::new(), Vec::new());
+    loop {
+        while running.len() < AT_ONCE
+            && let Some((prompt, want)) = jobs.next()
+        {
+            let tokens = prompt.len() as u64;
+            let replies = model.scheduler.submit(Request {
+                prompt,
+                want,
+                root: root(call, chosen, ""),
+                ..Request::default()
+            })?;
+            running.push_back((replies, tally(call, model, chosen), tokens));
+        }
+        let Some((mut replies, mut tally, tokens)) = running.pop_front() else {
+            return Ok(done);
+        };
+        done.push(loop {
+            match replies.next().await {
+                // What never ran costs nothing.
+                Some(Update::Started(_)) => tally.prompt = tokens,
+                Some(Update::Failed(error)) => return Err(error.into()),
+                Some(update) => break update,
+                None => return Err(engine::Error::Stopped.into()),
+            }
+        });
     }
 }
 

@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use text::{ChatTemplate, RenderOptions};
 
 use super::params::Asked;
+use super::shape::Form;
 use super::table::On;
 use super::{Body, Call, Model, aside, completions, invalid};
 use crate::error::{ApiError, Kind};
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
     let model = call.model().await?;
-    let asked = Asked::read(&call.served, &model, &call.body, On::Chat)?;
+    let asked = Asked::read(&call.served, &model, &call.body, On::Chat).await?;
     let messages = model.opened(messages(&call.body)?);
     call.state
         .keep_content(&call.who, || Value::from(messages.clone()).to_string());
@@ -22,7 +23,7 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
         aside(move || Ok(template(&model)?.encode(model.tokenizer(), &messages, &options())?))
     };
     let prompts = vec![ids.await?];
-    completions::respond(&call, &model, prompts, &asked, true).await
+    completions::respond(&call, &model, prompts, &asked, Form::Chat, Vec::new()).await
 }
 
 /// The model's chat template.

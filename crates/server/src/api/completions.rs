@@ -1,14 +1,15 @@
-//! `/v1/completions`, and what it has in common with conversations.
+//! `/v1/completions`, and what it has in common with the other routes for answers.
 
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
+use engine::{Update, Want};
 use serde_json::Value;
 use text::Special;
 
 use super::ask::{self, Used};
-use super::params::Asked;
-use super::shape::Shape;
+use super::params::{Asked, given};
+use super::shape::{Echo, Form, Shape};
 use super::table::On;
 use super::{Call, Model, aside, invalid, stream};
 use crate::error::ApiError;
@@ -18,14 +19,90 @@ const MOST_PROMPTS: usize = 128;
 
 pub(crate) async fn answer(mut call: Call) -> Result<Response, ApiError> {
     let model = call.model().await?;
-    let asked = Asked::read(&call.served, &model, &call.body, On::Completions)?;
+    let mut asked = Asked::read(&call.served, &model, &call.body, On::Completions).await?;
     let prompt = call.body.remove("prompt").unwrap_or_default();
     call.state.keep_content(&call.who, || prompt.to_string());
-    let prompts = {
-        let model = model.clone();
-        aside(move || prompts(&model, "prompt", &prompt))
+    if let Some(suffix) = given(&call.body, "suffix").filter(|s| **s != "") {
+        let (Some(before), Some(after)) = (prompt.as_str(), suffix.as_str()) else {
+            return Err(invalid(
+                "suffix",
+                "must be a text, behind a prompt that is one text",
+            ));
+        };
+        if asked.echo {
+            return Err(invalid("echo", "goes with no suffix"));
+        }
+        let (before, after) = (before.to_owned(), after.to_owned());
+        let gap = gap(&model, before, after, Vec::new()).await?;
+        asked.params.eog.extend(gap.eog);
+        return respond(&call, &model, vec![gap.ids], &asked, Form::Text, Vec::new()).await;
+    }
+    let ids = {
+        let (model, prompt) = (model.clone(), prompt.clone());
+        aside(move || prompts(&model, "prompt", &prompt)).await?
     };
-    respond(&call, &model, prompts.await?, &asked, false).await
+    let echo = match asked.echo {
+        true => repeated(&call, &model, &prompt, &ids, &asked).await?,
+        false => Vec::new(),
+    };
+    respond(&call, &model, ids, &asked, Form::Text, echo).await
+}
+
+/// The prompt that asks for what fits between two texts.
+pub(crate) async fn gap(
+    model: &Arc<Model>,
+    before: String,
+    after: String,
+    extra: Vec<(String, String)>,
+) -> Result<text::Gap, ApiError> {
+    let model = model.clone();
+    aside(move || Ok(text::gap(model.tokenizer(), &before, &after, &extra)?)).await
+}
+
+/// The prompts as they are to be repeated, with the likelihood of their tokens if it is asked for.
+async fn repeated(
+    call: &Call,
+    model: &Arc<Model>,
+    prompt: &Value,
+    ids: &[Vec<u32>],
+    asked: &Asked,
+) -> Result<Vec<Echo>, ApiError> {
+    let given: Vec<&Value> = match prompt {
+        Value::Array(list) if !list.iter().any(Value::is_u64) => list.iter().collect(),
+        one => vec![one],
+    };
+    let mut scores = match asked.params.logprobs {
+        Some(top) => {
+            let long = ids.iter().filter(|ids| ids.len() > 1).cloned();
+            let jobs = long.map(|ids| (ids, Want::Score { from: 1, top }));
+            ask::each(call, model, &asked.chosen, jobs.collect()).await?
+        }
+        None => Vec::new(),
+    }
+    .into_iter();
+    let mut echoes = Vec::new();
+    for (given, ids) in given.into_iter().zip(ids) {
+        let text = match given.as_str() {
+            Some(text) => text.to_owned(),
+            None => String::from_utf8_lossy(&model.tokenizer().decode(ids, true)).into_owned(),
+        };
+        let mut tokens = Vec::new();
+        if asked.params.logprobs.is_some() {
+            let next = (ids.len() > 1).then(|| scores.next());
+            let found = match next.flatten() {
+                Some(Update::Scores(found)) => found,
+                _ => Vec::new(),
+            };
+            let known = std::iter::once(None).chain(found.into_iter().map(Some));
+            tokens = ids.iter().copied().zip(known).collect();
+            // What the tokenizer put before a text is no part of it.
+            if given.is_string() && ids.first().copied() == model.tokenizer().bos() {
+                tokens.remove(0);
+            }
+        }
+        echoes.push(Echo { text, tokens });
+    }
+    Ok(echoes)
 }
 
 /// Texts or lists of ids as tokens, with BOS where the model wants one. Texts never become special
@@ -63,23 +140,29 @@ pub(crate) async fn respond(
     model: &Arc<Model>,
     prompts: Vec<Vec<u32>>,
     asked: &Asked,
-    chat: bool,
+    form: Form,
+    echo: Vec<Echo>,
 ) -> Result<Response, ApiError> {
-    let param = if chat { "messages" } else { "prompt" };
+    let (param, prefix) = match form {
+        Form::Chat => ("messages", "chatcmpl"),
+        Form::Text => ("prompt", "cmpl"),
+        Form::Native => ("input_prefix", "infill"),
+    };
     let choices = ask::submit(call, model, &prompts, asked).map_err(|error| match error.param {
         None => error.param(param),
         Some(_) => error,
     })?;
-    let prefix = if chat { "chatcmpl" } else { "cmpl" };
     let shape = Shape {
-        chat,
+        form,
         id: format!("{prefix}-{}", crate::random_hex::<12>()),
         created: call.state.clock().now() / 1000,
         model: model.id.clone(),
         usage: asked.include_usage,
+        n: asked.n,
+        echo: echo.into(),
     };
     if asked.stream {
-        return stream::answer(choices, model.clone(), shape, asked.n).await;
+        return stream::answer(choices, model.clone(), shape).await;
     }
     let given = ask::whole(choices).await?;
     let mut used = Used::default();
@@ -87,7 +170,5 @@ pub(crate) async fn respond(
         let first = i.is_multiple_of(asked.n);
         used.add(first, g.prompt_tokens, &g.generation, g.start);
     }
-    let ends = |id| model.ends(id);
-    let answer = shape.whole(&given, &used, model.tokenizer(), &ends);
-    Ok(axum::Json(answer).into_response())
+    Ok(axum::Json(shape.whole(&given, &used, model)).into_response())
 }

@@ -1,13 +1,15 @@
 //! `/v1/embeddings`: texts as vectors of the model's last hidden states.
 
+use std::sync::Arc;
+
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use engine::{Pooling, Request, Update, Want};
+use engine::{Pooling, Update, Want};
 use serde_json::{Value, json};
 
-use super::ask::{root, tally};
-use super::{Call, aside, completions, invalid};
-use crate::error::{ApiError, Kind};
+use super::adapters::{self, Chosen};
+use super::{Call, Model, aside, ask, completions, invalid};
+use crate::error::ApiError;
 
 /// Names of the ways to make one vector of many.
 const POOLINGS: [(&str, Pooling); 3] = [
@@ -17,7 +19,7 @@ const POOLINGS: [(&str, Pooling); 3] = [
 ];
 
 /// What a body may say.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "model",
     "keep_alive",
     "input",
@@ -26,6 +28,8 @@ const NAMES: [&str; 8] = [
     "encoding_format",
     "dimensions",
     "user",
+    "adapters",
+    "lora",
 ];
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
@@ -68,31 +72,10 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
         aside(move || completions::prompts(&model, "input", &input)).await?
     };
     let tokens: usize = prompts.iter().map(Vec::len).sum();
-    call.state.afford(&call.who, tokens as u64)?;
-    let mut waiting = Vec::new();
-    for prompt in prompts {
-        let (tokens, tally) = (prompt.len() as u64, tally(&call, &model, 0));
-        let replies = model.scheduler.submit(Request {
-            prompt,
-            want: Want::Embedding(pooling),
-            root: root(&call, &model, ""),
-            ..Request::default()
-        })?;
-        waiting.push((replies, tally, tokens));
-    }
+    let chosen = adapters::chosen(&model, body).await?;
+    let vectors = vectors(&call, &model, &chosen, prompts, pooling).await?;
     let mut data = Vec::new();
-    for (index, (mut replies, mut tally, tokens)) in waiting.into_iter().enumerate() {
-        let vector = loop {
-            match replies.next().await {
-                Some(Update::Embedding(vector)) => break vector,
-                Some(Update::Failed(error)) => return Err(error.into()),
-                // What never ran costs nothing.
-                Some(Update::Started(_)) => tally.prompt = tokens,
-                Some(_) => {}
-                None => return Err(ApiError::new(Kind::Unready, "the engine has stopped")),
-            }
-        };
-        drop(tally);
+    for (index, vector) in vectors.into_iter().enumerate() {
         let vector = if normalize { unit(vector) } else { vector };
         let vector = if packed {
             in_base64(&vector)
@@ -108,6 +91,23 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
     Ok(axum::Json(answer).into_response())
 }
 
+/// The vector of each text.
+pub(crate) async fn vectors(
+    call: &Call,
+    model: &Arc<Model>,
+    chosen: &Chosen,
+    texts: Vec<Vec<u32>>,
+    pooling: Pooling,
+) -> Result<Vec<Vec<f32>>, ApiError> {
+    let jobs = texts.into_iter().map(|ids| (ids, Want::Embedding(pooling)));
+    let found = ask::each(call, model, chosen, jobs.collect()).await?;
+    let vector = |update| match update {
+        Update::Embedding(vector) => vector,
+        _ => Vec::new(),
+    };
+    Ok(found.into_iter().map(vector).collect())
+}
+
 /// The numbers' bytes, little-endian, as clients ask for them who save room.
 fn in_base64(vector: &[f32]) -> Value {
     let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -115,7 +115,7 @@ fn in_base64(vector: &[f32]) -> Value {
 }
 
 /// The vector of the same direction and length 1.
-fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+pub(crate) fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     let square: f64 = vector.iter().map(|x| f64::from(*x).powi(2)).sum();
     if square > 0.0 {
         let scale = square.sqrt().recip();

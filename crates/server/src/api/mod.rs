@@ -3,12 +3,16 @@
 //!
 //! [`table`] is the one table of what a request may say; docs/api.md is made of it.
 
+mod adapters;
 mod ask;
 mod chat;
 mod completions;
 mod embeddings;
+mod infill;
 mod keeper;
+mod loading;
 mod params;
+mod rerank;
 mod served;
 mod shape;
 mod stream;
@@ -21,12 +25,13 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, State as With};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::MethodFilter;
 use engine::{Adaptation, SamplerParams, Scheduler, Speculation};
 use serde_json::{Map, Value, json};
 use text::{ChatTemplate, Tokenizer};
 
+pub use self::adapters::{Adapters, Opener};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
@@ -60,8 +65,14 @@ pub struct Model {
     pub system: Option<String>,
     /// Turns that begin every conversation, after the system message.
     pub turns: Vec<Value>,
+    /// The seed of requests that say none; `None`: it is drawn.
+    pub seed: Option<u64>,
+    /// Most tokens of an answer where a request does not say.
+    pub max_tokens: Option<usize>,
     /// Adapters and control vectors that all requests run with.
     pub adaptation: Adaptation,
+    /// Adapters that requests may choose besides.
+    pub adapters: Adapters,
 }
 
 impl Model {
@@ -110,7 +121,7 @@ impl Call {
 }
 
 /// (route, field, what it says) of the routes that no table of parameters describes.
-const FIELDS: [(&str, &str, &str); 14] = [
+const FIELDS: &[(&str, &str, &str)] = &[
     ("/v1/embeddings", "model", MODEL),
     (
         "/v1/embeddings",
@@ -125,6 +136,7 @@ const FIELDS: [(&str, &str, &str); 14] = [
         "normalize",
         "Whether vectors have length 1",
     ),
+    ("/v1/embeddings", "adapters", ADAPTERS),
     ("/tokenize", "model", MODEL),
     ("/tokenize", "content", "The text"),
     ("/tokenize", "add_special", "Begin as a prompt begins"),
@@ -135,6 +147,7 @@ const FIELDS: [(&str, &str, &str); 14] = [
     ("/apply-template", "messages", "The conversation"),
 ];
 const MODEL: &str = "The model's name; left out: the only one, or with --on-demand the first";
+const ADAPTERS: &str = "Adapters to use, as `id` and `scale`";
 
 /// The fields that the body of a route may have, and what they say.
 pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
@@ -147,9 +160,12 @@ pub(crate) fn fields(path: &str) -> Vec<(&'static str, &'static str)> {
     match path {
         "/v1/chat/completions" => of(table::On::Chat),
         "/v1/completions" => of(table::On::Completions),
+        "/infill" => of(table::On::Infill),
+        "/rerank" => fields("/v1/rerank"),
         _ => {
-            let own = FIELDS.iter().filter(|(of, ..)| *of == path);
-            own.map(|(_, name, about)| (*name, *about)).collect()
+            let all = [FIELDS, loading::FIELDS, rerank::FIELDS].concat();
+            let own = all.into_iter().filter(|(of, ..)| *of == path);
+            own.map(|(_, name, about)| (name, about)).collect()
         }
     }
 }
@@ -195,7 +211,16 @@ pub fn api(served: &Arc<Served>) -> Vec<Route> {
             "A conversation as the model reads it",
             tokens::apply_template,
         ),
+        post(
+            served,
+            "/v1/rerank",
+            "Texts by how well they fit a query",
+            rerank::answer,
+        ),
+        post(served, "/rerank", "The same", rerank::answer),
+        post(served, "/infill", "What fits into a gap", infill::answer),
     ]);
+    routes.extend(loading::routes(served));
     routes
 }
 
@@ -255,21 +280,37 @@ where
     F: Fn(Call) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<Response, ApiError>> + Send + 'static,
 {
+    let access = Access::Needs(Scope::Inference);
+    post_as(served, access, path, about, answer)
+}
+
+fn post_as<F, R>(
+    served: &Arc<Served>,
+    access: Access,
+    path: &'static str,
+    about: &'static str,
+    answer: F,
+) -> Route
+where
+    F: Fn(Call) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Response, ApiError>> + Send + 'static,
+{
     let served = served.clone();
     let handler = move |With(state): With<State>,
                         Extension(who): Extension<Principal>,
-                        Json(body): Json<Body>| {
-        let served = served.clone();
-        let call = Call {
-            served,
-            state,
-            who,
-            body,
-        };
-        let answer = answer(call);
-        async move { answer.await.into_response() }
+                        Json(mut body): Json<Body>| {
+        let (served, answer) = (served.clone(), answer.clone());
+        async move {
+            adapters::unfold(&served, &mut body).await?;
+            let call = Call {
+                served,
+                state,
+                who,
+                body,
+            };
+            answer(call).await
+        }
     };
-    let access = Access::Needs(Scope::Inference);
     route(MethodFilter::POST, path, access, about, handler)
 }
 

@@ -1,9 +1,12 @@
 //! A request's parameters, read as the [`super::table`] says. A name that is not in it is logged,
 //! and refused if the server is strict; `null` is the same as leaving a name out.
 
+use std::sync::Arc;
+
 use engine::{GenerateParams, SamplerParams, Speculation};
 use serde_json::Value;
 
+use super::adapters::{self, Chosen};
 use super::table::{On, PARAMS, Treat, count, strings};
 use super::{Body, Model, Served, invalid};
 use crate::error::{ApiError, Kind};
@@ -21,14 +24,17 @@ pub(crate) struct Asked {
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) salt: String,
+    /// Repeat the prompt before its answers.
+    pub(crate) echo: bool,
+    pub(crate) chosen: Chosen,
 }
 
 /// The value of a name, unless it is null.
-fn given<'b>(body: &'b Body, name: &str) -> Option<&'b Value> {
+pub(crate) fn given<'b>(body: &'b Body, name: &str) -> Option<&'b Value> {
     body.get(name).filter(|v| !v.is_null())
 }
 
-fn flag(body: &Body, name: &str) -> Result<bool, ApiError> {
+pub(crate) fn flag(body: &Body, name: &str) -> Result<bool, ApiError> {
     match given(body, name) {
         None => Ok(false),
         Some(v) => v
@@ -38,7 +44,12 @@ fn flag(body: &Body, name: &str) -> Result<bool, ApiError> {
 }
 
 /// A whole number within limits.
-fn number(body: &Body, name: &str, low: usize, high: usize) -> Result<Option<usize>, ApiError> {
+pub(crate) fn number(
+    body: &Body,
+    name: &str,
+    low: usize,
+    high: usize,
+) -> Result<Option<usize>, ApiError> {
     let Some(value) = given(body, name) else {
         return Ok(None);
     };
@@ -52,14 +63,14 @@ fn number(body: &Body, name: &str, low: usize, high: usize) -> Result<Option<usi
 }
 
 impl Asked {
-    pub(crate) fn read(
+    pub(crate) async fn read(
         served: &Served,
-        model: &Model,
+        model: &Arc<Model>,
         body: &Body,
         route: On,
     ) -> Result<Asked, ApiError> {
         let mut sampler = SamplerParams {
-            seed: u64::from_str_radix(&crate::random_hex::<8>(), 16).unwrap_or(0),
+            seed: model.seed.unwrap_or_else(drawn),
             ..model.sampler.clone()
         };
         let mut unknown = Vec::new();
@@ -88,7 +99,7 @@ impl Asked {
         Ok(Asked {
             params: GenerateParams {
                 sampler,
-                max_tokens: max_tokens(body, route)?,
+                max_tokens: max_tokens(model, body, route)?,
                 stop: stops(body)?.unwrap_or_else(|| model.stop.clone()),
                 logprobs: logprobs(body, route)?,
                 eog: model.eog.clone(),
@@ -100,8 +111,14 @@ impl Asked {
             stream: flag(body, "stream")?,
             include_usage,
             salt: salt.to_owned(),
+            echo: flag(body, "echo")?,
+            chosen: adapters::chosen(model, body).await?,
         })
     }
+}
+
+fn drawn() -> u64 {
+    u64::from_str_radix(&crate::random_hex::<8>(), 16).unwrap_or(0)
 }
 
 /// Does with one name what the table says; false if it is unknown.
@@ -137,11 +154,11 @@ fn check(
 /// What `max_tokens` is for completions that do not say.
 const COMPLETION: usize = 16;
 
-fn max_tokens(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
+fn max_tokens(model: &Model, body: &Body, route: On) -> Result<Option<usize>, ApiError> {
     const MOST: usize = u32::MAX as usize;
     let names: &[&str] = match route {
-        On::Completions => &["max_tokens"],
-        _ => &["max_completion_tokens", "max_tokens"],
+        On::Chat => &["max_completion_tokens", "max_tokens"],
+        _ => &["max_tokens"],
     };
     for name in names {
         if let Some(n) = number(body, name, 0, MOST)? {
@@ -151,7 +168,10 @@ fn max_tokens(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
     match given(body, "n_predict") {
         Some(v) if *v == -1 => Ok(None),
         Some(_) => number(body, "n_predict", 0, MOST),
-        None => Ok((route == On::Completions).then_some(COMPLETION)),
+        None => {
+            let default = (route == On::Completions).then_some(COMPLETION);
+            Ok(model.max_tokens.or(default))
+        }
     }
 }
 
@@ -201,8 +221,10 @@ fn stops(body: &Body) -> Result<Option<Vec<String>>, ApiError> {
 }
 
 fn logprobs(body: &Body, route: On) -> Result<Option<usize>, ApiError> {
-    if route == On::Completions {
-        return number(body, "logprobs", 0, 5);
+    match route {
+        On::Completions => return number(body, "logprobs", 0, 5),
+        On::Infill => return Ok(None),
+        _ => {}
     }
     let top = number(body, "top_logprobs", 0, 20)?;
     match (flag(body, "logprobs")?, top) {

@@ -161,9 +161,18 @@ impl Served {
         list.iter().map(|r| r.model.id.clone()).collect()
     }
 
-    /// Looks at each that is loaded.
-    pub(crate) fn each(&self, mut see: impl FnMut(&Model)) {
-        self.residents.list().iter().for_each(|r| see(&r.model));
+    /// Those that are loaded and fit.
+    pub(crate) fn loaded(&self, fits: impl Fn(&Model) -> bool) -> Vec<Arc<Model>> {
+        let list = self.residents.list();
+        let models = list.iter().map(|r| &r.model);
+        models.filter(|m| fits(m)).cloned().collect()
+    }
+
+    /// The names of a model and of an adapter, if a word is the two of them: `MODEL:ADAPTER`.
+    pub(crate) async fn with_adapter(&self, word: &str) -> Option<(String, String)> {
+        let (base, adapter) = word.rsplit_once(':')?;
+        let two = self.check(word).await.is_err() && self.check(base).await.is_ok();
+        two.then(|| (base.to_owned(), adapter.to_owned()))
     }
 
     /// The model that a body names, loaded; the default one if it names none.

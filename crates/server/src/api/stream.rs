@@ -78,7 +78,6 @@ pub(crate) async fn answer(
     mut choices: Vec<Choice>,
     model: Arc<Model>,
     shape: Shape,
-    n: usize,
 ) -> Result<Response, ApiError> {
     let mut started = None;
     if let Some(first) = choices.first_mut()
@@ -87,7 +86,7 @@ pub(crate) async fn answer(
         started = Some(start);
     }
     let (sender, receiver) = channel(EVENTS);
-    tokio::spawn(run(choices, started, model, shape, n, Writer(sender)));
+    tokio::spawn(run(choices, started, model, shape, Writer(sender)));
     let mut answer = Body::new(Events(receiver)).into_response();
     let headers = answer.headers_mut();
     let kind = HeaderValue::from_static("text/event-stream");
@@ -101,13 +100,12 @@ async fn run(
     started: Option<Start>,
     model: Arc<Model>,
     shape: Shape,
-    n: usize,
     writer: Writer,
 ) {
     // Dropped when this ends, and with it the tasks, and with them their requests.
     let mut tasks = JoinSet::new();
     for choice in choices {
-        let first = choice.index.is_multiple_of(n);
+        let first = choice.index.is_multiple_of(shape.n);
         let start = started.filter(|_| choice.index == 0);
         let (model, shape, writer) = (model.clone(), shape.clone(), writer.clone());
         tasks.spawn(one(choice, first, start, model, shape, writer));
@@ -139,10 +137,14 @@ async fn run(
         let _ = writer.json(&error.body()).await;
         return;
     }
-    if shape.usage && writer.json(&shape.used(&used)).await.is_err() {
+    if let Some(chunk) = shape.used(&used)
+        && writer.json(&chunk).await.is_err()
+    {
         return;
     }
-    let _ = writer.event("[DONE]").await;
+    if let Some(done) = shape.done() {
+        let _ = writer.event(done).await;
+    }
 }
 
 /// One choice to its end; `None` if the client has left.
@@ -157,7 +159,7 @@ async fn one(
     let index = choice.index;
     let tokenizer = model.tokenizer();
     let mut offset = 0;
-    if let Some(chunk) = shape.first(index)
+    if let Some(chunk) = shape.first(index, tokenizer, &mut offset)
         && writer.json(&chunk).await.is_err()
     {
         return Ok(None);
@@ -173,14 +175,12 @@ async fn one(
                 if text.is_empty() && logprob.is_none() {
                     continue;
                 }
-                let list = logprob
-                    .as_ref()
-                    .map(|l| shape.logprobs(tokenizer, &[l], &mut offset));
+                let list = logprob.map(|l| shape.logprobs(tokenizer, &l, &mut offset));
                 shape.more(index, &text, list.unwrap_or_default())
             }
             Update::Text(text) => shape.more(index, &text, Value::Null),
             Update::Done(generation) => {
-                let last = shape.last(index, generation.finish_reason);
+                let last = shape.last(index, &model, &generation, start);
                 if writer.json(&last).await.is_err() {
                     return Ok(None);
                 }
@@ -191,7 +191,7 @@ async fn one(
                     start,
                 }));
             }
-            Update::Embedding(_) | Update::Failed(_) => continue,
+            Update::Embedding(_) | Update::Scores(_) | Update::Failed(_) => continue,
         };
         if writer.json(&chunk).await.is_err() {
             return Ok(None);

@@ -14,13 +14,21 @@ pub enum On {
     Chat,
     /// `/v1/completions`
     Completions,
-    /// Both of them.
+    /// `/infill`
+    Infill,
+    /// Those for conversations and texts.
     Both,
+    /// All of them.
+    All,
 }
 
 impl On {
     pub(crate) fn knows(self, route: On) -> bool {
-        self == On::Both || self == route
+        match self {
+            On::All => true,
+            On::Both => route != On::Infill,
+            one => one == route,
+        }
     }
 
     /// For people.
@@ -29,7 +37,9 @@ impl On {
         match self {
             On::Chat => "chat",
             On::Completions => "completions",
-            On::Both => "both",
+            On::Infill => "infill",
+            On::Both => "chat, completions",
+            On::All => "all",
         }
     }
 }
@@ -115,7 +125,7 @@ fn is_plain_text(v: &Value) -> bool {
     v.get("type").and_then(Value::as_str) == Some("text")
 }
 
-use On::{Both, Chat, Completions};
+use On::{All, Both, Chat, Completions, Infill};
 use Treat::{Accepted, Honoured, Refused, Sampler};
 
 /// A parameter of the sampler, by its own name.
@@ -123,7 +133,7 @@ macro_rules! sampler {
     ($field:ident, $kind:ident, $about:literal) => {
         (
             stringify!($field),
-            Both,
+            All,
             Sampler(|p, v| put(&mut p.$field, $kind(v))),
             $about,
         )
@@ -137,13 +147,13 @@ pub type Param = (&'static str, On, Treat, &'static str);
 pub const PARAMS: &[Param] = &[
     (
         "model",
-        Both,
+        All,
         Honoured,
         "The model's name; left out: the only one, or with --on-demand the first",
     ),
     (
         "keep_alive",
-        Both,
+        All,
         Honoured,
         "How long the model stays loaded afterwards, with --on-demand: seconds, or a time like `5m`; 0: not at all, -1: for ever",
     ),
@@ -159,12 +169,38 @@ pub const PARAMS: &[Param] = &[
         Honoured,
         "A text, a list of texts, token ids, or a list of lists of token ids",
     ),
-    ("stream", Both, Honoured, "Send the answer as it is made"),
+    (
+        "suffix",
+        Completions,
+        Honoured,
+        "What follows the gap that the answer is to fill; the model must have marks for that",
+    ),
+    ("echo", Completions, Honoured, "Repeat the prompt"),
+    (
+        "input_prefix",
+        Infill,
+        Honoured,
+        "What stands before the gap",
+    ),
+    ("input_suffix", Infill, Honoured, "What stands behind it"),
+    (
+        "input_extra",
+        Infill,
+        Honoured,
+        "Other files, as `filename` and `text`, the nearest last",
+    ),
+    (
+        "prompt",
+        Infill,
+        Honoured,
+        "What the gap begins with already",
+    ),
+    ("stream", All, Honoured, "Send the answer as it is made"),
     (
         "stream_options",
         Both,
         Honoured,
-        "`include_usage`: a last chunk with the usage",
+        "`include_usage`: a last chunk with the usage; `include_obfuscation` is not looked at",
     ),
     ("n", Both, Honoured, "Answers to each prompt, 1 to 16"),
     (
@@ -175,19 +211,19 @@ pub const PARAMS: &[Param] = &[
     ),
     (
         "max_tokens",
-        Both,
+        All,
         Honoured,
         "The same [default for completions: 16]",
     ),
     (
         "n_predict",
-        Both,
+        All,
         Honoured,
         "llama.cpp's name for the same; -1: what the context holds",
     ),
     (
         "stop",
-        Both,
+        All,
         Honoured,
         "Up to 16 strings that end the answer",
     ),
@@ -203,24 +239,36 @@ pub const PARAMS: &[Param] = &[
         Honoured,
         "Rivals of each token, 0 to 20",
     ),
-    ("ignore_eos", Both, Honoured, "Never end by a token"),
+    ("ignore_eos", All, Honoured, "Never end by a token"),
     (
         "cache_salt",
-        Both,
+        All,
         Honoured,
         "Share cached beginnings with requests of the same salt only",
     ),
     (
         "speculative",
-        Both,
+        All,
         Honoured,
         "Guess tokens ahead, which changes no answer: auto, off, ngram (from the text), draft",
     ),
     (
         "speculative.n_max",
-        Both,
+        All,
         Honoured,
         "llama.cpp's; most tokens guessed at a time, 0 to 64",
+    ),
+    (
+        "adapters",
+        All,
+        Honoured,
+        "Adapters to use, as `id` and `scale` [default: none]",
+    ),
+    (
+        "lora",
+        All,
+        Honoured,
+        "llama.cpp's name for the same; `id` may be a number of `/lora-adapters`",
     ),
     sampler!(temperature, real, "0: always the most likely token"),
     sampler!(top_p, real, "The fewest tokens of this mass; 1: off"),
@@ -238,6 +286,12 @@ pub const PARAMS: &[Param] = &[
     ),
     sampler!(min_keep, count, "Filters leave no fewer tokens"),
     sampler!(repeat_penalty, real, "Against recent tokens; 1: off"),
+    (
+        "repetition_penalty",
+        All,
+        Sampler(|p, v| put(&mut p.repeat_penalty, real(v))),
+        "vLLM's name for the same",
+    ),
     sampler!(repeat_last_n, int, "How many are recent; -1: all"),
     sampler!(presence_penalty, real, "Once for each recent token"),
     sampler!(frequency_penalty, real, "For each time that it occurs"),
@@ -263,19 +317,27 @@ pub const PARAMS: &[Param] = &[
         biases,
         "Token ids with what is added to their logits"
     ),
-    ("user", Both, Accepted, "Not looked at"),
-    ("safety_identifier", Both, Accepted, "Not looked at"),
+    ("user", All, Accepted, "Not looked at"),
+    ("safety_identifier", All, Accepted, "Not looked at"),
     ("metadata", Chat, Accepted, "Not kept"),
     ("service_tier", Chat, Accepted, "There is one tier"),
     (
         "prompt_cache_key",
-        Both,
+        All,
         Accepted,
         "Beginnings are found by their tokens",
     ),
     (
-        "cache_prompt",
+        "prompt_cache_retention",
         Both,
+        Accepted,
+        "Beginnings stay while there is room",
+    ),
+    ("id_slot", All, Accepted, "There are no slots"),
+    ("store", Chat, Accepted, "Answers are not stored"),
+    (
+        "cache_prompt",
+        All,
         Accepted,
         "llama.cpp's; beginnings are always cached",
     ),
@@ -341,14 +403,18 @@ pub const PARAMS: &[Param] = &[
         Refused(|v| *v == "none"),
         "There is no reasoning to set",
     ),
-    ("verbosity", Chat, Refused(never), "There is none to set"),
+    (
+        "verbosity",
+        Chat,
+        Refused(|v| *v == "medium"),
+        "There is none to set",
+    ),
     (
         "web_search_options",
         Chat,
         Refused(never),
         "There is no search",
     ),
-    ("store", Chat, Refused(is_false), "Answers are not stored"),
     (
         "best_of",
         Completions,
@@ -356,22 +422,76 @@ pub const PARAMS: &[Param] = &[
         "Ask for `n` and choose",
     ),
     (
-        "echo",
-        Completions,
-        Refused(is_false),
-        "The prompt is not repeated",
+        "n_probs",
+        All,
+        Refused(|v| *v == 0),
+        "Ask for `logprobs`, where the route has them",
     ),
     (
-        "suffix",
-        Completions,
-        Refused(|v| *v == ""),
-        "Infill is not in this release",
+        "min_tokens",
+        All,
+        Refused(|v| *v == 0),
+        "Ends are not put off; `ignore_eos` ends by no token at all",
     ),
     (
-        "lora",
+        "structured_outputs",
         Both,
-        Refused(is_empty),
-        "Adapters by request are not in this release",
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "guided_json",
+        Both,
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "guided_regex",
+        Both,
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "guided_choice",
+        Both,
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "guided_grammar",
+        Both,
+        Refused(never),
+        "Constrained answers are not in this release",
+    ),
+    (
+        "chat_template",
+        Chat,
+        Refused(never),
+        "The template is the model's",
+    ),
+    (
+        "chat_template_kwargs",
+        Chat,
+        Refused(|v| v.as_object().is_some_and(|o| o.is_empty())),
+        "Templates get the conversation and nothing else",
+    ),
+    (
+        "add_generation_prompt",
+        Chat,
+        Refused(|v| *v == true),
+        "The assistant's turn is always opened",
+    ),
+    (
+        "continue_final_message",
+        Chat,
+        Refused(is_false),
+        "The assistant's turn is always a new one",
+    ),
+    (
+        "truncate_prompt_tokens",
+        Both,
+        Refused(never),
+        "Prompts are never cut",
     ),
 ];
 

@@ -12,7 +12,8 @@ impl Served {
         let served = Arc::downgrade(self);
         state.metrics().watch(move |metrics| {
             if let Some(served) = served.upgrade() {
-                served.each(|m| show(metrics, m));
+                let all = served.loaded(|_| true);
+                all.iter().for_each(|m| show(metrics, m));
             }
         });
     }

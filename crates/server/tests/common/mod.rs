@@ -6,6 +6,8 @@
     reason = "each test file includes this module and uses its own part"
 )]
 
+pub mod models;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};

@@ -17,7 +17,7 @@ use crate::load::{self, Placed};
 use crate::machine::{available_memory, held, size};
 use crate::memory::{self, Need};
 use crate::verbs::sampling;
-use crate::{config, identity, out};
+use crate::{config, identity, lend, out};
 
 /// Tokens of context that a model should have, if it was made for so many, before it is loaded
 /// beside others.
@@ -30,6 +30,8 @@ pub struct Shelf {
     load: LoadArgs,
     parallel: usize,
     draft: DraftArgs,
+    /// Adapters that requests to the first model may choose, as they were typed.
+    adapters: Vec<String>,
     /// Where kept beginnings go when memory runs out.
     spill: Option<Arc<Spill>>,
     clock: Clock,
@@ -78,6 +80,7 @@ impl Shelf {
             load: args.load.clone(),
             parallel: args.parallel,
             draft: args.draft.clone(),
+            adapters: args.named_adapter.clone(),
             spill,
             clock: clock.clone(),
             named: names.collect(),
@@ -171,8 +174,14 @@ impl Shelf {
             stop: loaded.lower.stop,
             system: loaded.lower.system,
             turns: loaded.lower.turns,
+            seed: loaded.lower.sampling.seed,
+            max_tokens: loaded.lower.max_tokens,
             adaptation: loaded.adaptation,
+            adapters: lend::choosable(),
         };
+        if self.named.first().is_some_and(|(id, _)| *id == model.id) {
+            lend::load(&model, &self.adapters)?;
+        }
         Ok(Loaded { model, bytes })
     }
 

@@ -1,10 +1,8 @@
 //! Infill: a prompt before the gap, a suffix after it, in the order prefix, suffix, middle
 //! (Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle").
 
-use anyhow::Result;
-use text::{Special, Tokenizer};
-
-use crate::exit::{Code, failure};
+use crate::error::Error;
+use crate::tokenizer::{Special, Tokenizer};
 
 /// A family's marks: before the prefix, before the suffix, before the middle, and the token that
 /// ends a filled gap, if it is none of the usual ones.
@@ -41,25 +39,50 @@ const FAMILIES: [Marks; 4] = [
     },
 ];
 
-/// The ids of the prompt, and further ids that end the answer.
-pub fn prompt(tokenizer: &Tokenizer, prefix: &str, suffix: &str) -> Result<(Vec<u32>, Vec<u32>)> {
+/// The marks before each file, where there are several.
+const FILES: [&str; 2] = ["<|file_sep|>", "<file_sep>"];
+
+/// A prompt that asks for what fits into a gap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// Tokens that end the answer besides those that end any.
+    pub eog: Vec<u32>,
+}
+
+/// The prompt for the gap between two texts, behind other files (name and text) that go with them.
+/// None of the texts becomes a special token.
+///
+/// # Errors
+/// [`Error::NoInfill`] if the vocabulary has no marks for it, and those of the tokenizer.
+pub fn gap(
+    tokenizer: &Tokenizer,
+    prefix: &str,
+    suffix: &str,
+    extra: &[(String, String)],
+) -> Result<Gap, Error> {
     let found = FAMILIES.iter().find_map(|family| {
         let [pre, suf, mid] = family.names.map(|name| tokenizer.id_of(name));
         Some((family, [pre?, suf?, mid?]))
     });
     let Some((family, [pre, suf, mid])) = found else {
-        return Err(failure(
-            Code::Failed,
-            "this model was not made for infill: its vocabulary has no marks for prefix, suffix \
-             and middle",
-            "leave --suffix out, or use a model such as Code Llama",
-        ));
+        return Err(Error::NoInfill);
     };
     let mut ids: Vec<u32> = tokenizer
         .bos()
         .filter(|_| tokenizer.adds_bos())
         .into_iter()
         .collect();
+    let file = FILES.iter().find_map(|name| tokenizer.id_of(name));
+    for (name, text) in extra {
+        ids.extend(file);
+        // Models without a mark for files see them as one text.
+        let end = if file.is_some() { "" } else { "\n\n" };
+        let text = format!("{name}\n{text}{end}");
+        ids.extend(tokenizer.encode(&text, Special::Text)?);
+    }
+    ids.extend(file.filter(|_| !extra.is_empty()));
     ids.push(pre);
     ids.extend(tokenizer.encode(prefix, Special::Text)?);
     ids.push(suf);
@@ -69,12 +92,13 @@ pub fn prompt(tokenizer: &Tokenizer, prefix: &str, suffix: &str) -> Result<(Vec<
     });
     ids.push(mid);
     let end = family.end.and_then(|name| tokenizer.id_of(name));
-    Ok((ids, end.into_iter().collect()))
+    let eog = end.into_iter().collect();
+    Ok(Gap { ids, eog })
 }
 
 /// The ids of a text that follows another: encoded behind a character that is a piece of its own,
 /// whose ids are then dropped (the reference code does it in this way).
-fn without_dummy_space(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+fn without_dummy_space(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
     const ALONE: &str = "☺";
     let head = tokenizer.encode(ALONE, Special::Text)?;
     let mut ids = tokenizer.encode(&format!("{ALONE}{text}"), Special::Text)?;
@@ -147,20 +171,32 @@ mod tests {
                 vec![1, pre, id("▁a"), suf, 3 + u32::from(b'<'), mid],
             ),
         ] {
-            let (ids, end) = prompt(&t, prefix, suffix).expect("the marks are there");
+            let Gap { ids, eog } = gap(&t, prefix, suffix, &[]).expect("the marks are there");
             assert_eq!(ids, want, "{prefix:?} {suffix:?}");
-            assert_eq!(end, [id("▁<EOT>")]);
+            assert_eq!(eog, [id("▁<EOT>")]);
         }
         assert!(t.eog().contains(&id("▁<EOT>")));
-        assert!(prompt(&tokenizer(false), "a", "b").is_err());
+        let without = gap(&tokenizer(false), "a", "b", &[]);
+        assert!(matches!(without, Err(Error::NoInfill)));
+    }
+
+    /// Other files stand before it all, as text where there is no mark for them.
+    #[test]
+    fn other_files_come_first() {
+        let t = tokenizer(true);
+        let files = [("a".to_owned(), "b".to_owned())];
+        let ids = gap(&t, "", "", &files).expect("the marks are there").ids;
+        let bare = gap(&t, "", "", &[]).expect("the marks are there").ids;
+        let file = t.encode("a\nb\n\n", Special::Text).expect("short");
+        assert_eq!(ids, [&bare[..1], &file, &bare[1..]].concat());
     }
 
     /// The middle goes on where the prefix ends: its first space is one.
     #[test]
     fn the_middle_keeps_its_first_space() {
         let t = tokenizer(true);
-        let (prompt, _) = prompt(&t, "a", "").expect("the marks are there");
-        let mut decoder = text::Decoder::after(&t, &prompt);
+        let prompt = gap(&t, "a", "", &[]).expect("the marks are there").ids;
+        let mut decoder = crate::Decoder::after(&t, &prompt);
         assert_eq!(decoder.push(id("▁b")), " b");
     }
 }
