@@ -160,10 +160,11 @@ fn of_serve() -> Vec<ServeOption> {
                 .get_long()
                 .filter(|long| !config::MACHINE.contains(long))?;
             let default = arg.get_default_values().first();
+            let switch = (!arg.get_action().takes_values()).then(|| "false".to_owned());
             Some(ServeOption {
                 name: format!("serve.{long}"),
                 variable: arg.get_env()?.to_str()?.to_owned(),
-                default: default.map(|value| value.to_string_lossy().into_owned()),
+                default: default.map_or(switch, |value| Some(value.to_string_lossy().into_owned())),
             })
         });
     options.collect()

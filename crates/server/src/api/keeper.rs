@@ -19,6 +19,9 @@ use crate::keep_alive::KeepAlive;
 use crate::metrics::Metric;
 use crate::state::State;
 
+/// Hears that something is done.
+type Done = oneshot::Sender<Result<(), ApiError>>;
+
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -30,7 +33,7 @@ pub(crate) enum Event {
     Unload {
         id: String,
         until: Instant,
-        reply: oneshot::Sender<Result<(), ApiError>>,
+        reply: Done,
     },
 }
 
@@ -83,7 +86,7 @@ pub(crate) struct Keeper {
     inbox: Receiver<Event>,
     wants: Vec<Want>,
     /// Unloadings that wait for the end of requests: (id, until, reply).
-    unloads: Vec<(String, Instant, oneshot::Sender<Result<(), ApiError>>)>,
+    unloads: Vec<(String, Instant, Done)>,
 }
 
 /// How long a model that nobody holds a lease of may still be held by what is just ending.
