@@ -19,8 +19,8 @@ pub struct ServeArgs {
     /// A MODEL to serve, repeatable [default: PUNA_MODEL, else smollm2:135m]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Vec<String>,
-    /// An adapter that requests may choose by NAME, repeatable: a name of the store, or a path
-    #[arg(long, value_name = "NAME=ADAPTER[:SCALE]")]
+    /// An adapter that requests may choose as NAME, repeatable: a name of the store or a path, with [:SCALE] behind it
+    #[arg(long, value_name = "NAME=ADAPTER")]
     pub named_adapter: Vec<String>,
     /// Sequences that run at once, of each model
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
