@@ -33,8 +33,8 @@ pub struct ServeArgs {
         value_parser = str::parse::<KeepAlive>
     )]
     pub keep_alive: KeepAlive,
-    /// An adapter that requests may choose by NAME, repeatable: a name of the store, or a path
-    #[arg(long, value_name = "NAME=ADAPTER[:SCALE]")]
+    /// An adapter that requests may choose as NAME, repeatable: a name of the store or a path, with [:SCALE] behind it
+    #[arg(long, value_name = "NAME=ADAPTER")]
     pub named_adapter: Vec<String>,
     /// Sequences that run at once, of each model
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
