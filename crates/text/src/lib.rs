@@ -22,6 +22,7 @@ mod gguf;
 mod guard;
 mod hf_json;
 mod json_bpe;
+mod layout;
 mod llama2c;
 mod merge;
 mod methods;
