@@ -3,6 +3,7 @@
 //! What it knows: how to map a file read-only, and how to hand out ranges of it. This module holds
 //! the only `unsafe` of the room.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -38,8 +39,16 @@ struct Owner {
 enum Bytes {
     Map(Mmap),
     Vec(Vec<u8>),
-    /// Blobs one after the other, put together when all of them are asked for as one slice.
-    Joined(Box<[Blob]>, usize, OnceLock<Vec<u8>>),
+    Joined(Joined),
+}
+
+/// Blobs that are put together when all of them are asked for as one slice.
+struct Joined {
+    parts: Box<[Blob]>,
+    /// So many bytes of each part in turn; `None`: one part after the other.
+    step: Option<usize>,
+    len: usize,
+    whole: OnceLock<Vec<u8>>,
 }
 
 impl Blob {
@@ -78,20 +87,57 @@ impl Blob {
     /// The bytes of `parts` one after the other. They are copied when they are first asked for as one
     /// slice; [`Blob::parts`] shows them without.
     pub fn join(parts: Vec<Blob>) -> Blob {
+        Blob::joined(parts, None)
+    }
+
+    /// `step` bytes of each part in turn: matrices beside each other, whose rows have so many bytes.
+    /// They are copied as those of [`Blob::join`] are. `None` if the parts do not consist of as many
+    /// whole steps each.
+    pub fn weave(parts: Vec<Blob>, step: usize) -> Option<Blob> {
+        let len = parts.first()?.len();
+        let even = step > 0 && len.is_multiple_of(step) && parts.iter().all(|p| p.len() == len);
+        even.then(|| Blob::joined(parts, Some(step)))
+    }
+
+    fn joined(parts: Vec<Blob>, step: Option<usize>) -> Blob {
         let path = parts
             .first()
             .map_or(Path::new(MEMORY), Blob::path)
             .to_path_buf();
-        let len = parts.iter().map(Blob::len).sum();
-        Blob::whole(Bytes::Joined(parts.into(), len, OnceLock::new()), &path)
+        let joined = Joined {
+            len: parts.iter().map(Blob::len).sum(),
+            parts: parts.into(),
+            step,
+            whole: OnceLock::new(),
+        };
+        Blob::whole(Bytes::Joined(joined), &path)
     }
 
     /// The parts of a blob that was joined and not cut since.
     pub fn parts(&self) -> Option<&[Blob]> {
         match &self.owner.bytes {
-            Bytes::Joined(parts, len, _) if self.len() == *len => Some(parts),
+            Bytes::Joined(j) if self.len() == j.len && j.step.is_none() => Some(&j.parts),
             _ => None,
         }
+    }
+
+    /// The bytes `range`, borrowed where they lie in one piece. Unlike a slice of the whole, it puts no
+    /// more of a joined blob together than is asked for.
+    ///
+    /// # Panics
+    /// As slicing does, if they do not lie inside this blob.
+    pub fn read(&self, range: Range<usize>) -> Cow<'_, [u8]> {
+        let joined = match &self.owner.bytes {
+            Bytes::Joined(joined) if joined.whole.get().is_none() => joined,
+            _ => return Cow::Borrowed(&self[range]),
+        };
+        assert!(range.start <= range.end && range.end <= self.len());
+        let mut pieces = joined.pieces(self.start + range.start..self.start + range.end);
+        let first = pieces.next().map(|(part, range)| part.read(range));
+        pieces.fold(first.unwrap_or_default(), |mut all, (part, range)| {
+            all.to_mut().extend_from_slice(&part.read(range));
+            all
+        })
     }
 
     /// How many bytes there are.
@@ -139,17 +185,17 @@ impl Blob {
         match &self.owner.bytes {
             Bytes::Map(_) => true,
             Bytes::Vec(_) => false,
-            Bytes::Joined(parts, _, whole) => {
-                whole.get().is_none() && parts.iter().all(Blob::is_mapped)
-            }
+            Bytes::Joined(j) => j.whole.get().is_none() && j.parts.iter().all(Blob::is_mapped),
         }
     }
 
     /// Tells the system that these bytes are not needed soon: pages of a map that lie wholly inside
     /// leave this process's memory. Reading them again brings them back from the file.
     pub fn release(&self) {
-        if let Bytes::Map(map) = &self.owner.bytes {
-            release_pages(map, self.start..self.end);
+        match &self.owner.bytes {
+            Bytes::Map(map) => release_pages(map, self.start..self.end),
+            Bytes::Vec(_) => {}
+            Bytes::Joined(joined) => joined.release(self.start..self.end),
         }
     }
 
@@ -164,7 +210,7 @@ impl Owner {
         match &self.bytes {
             Bytes::Map(map) => map.len(),
             Bytes::Vec(vec) => vec.len(),
-            Bytes::Joined(_, len, _) => *len,
+            Bytes::Joined(joined) => joined.len,
         }
     }
 }
@@ -176,9 +222,12 @@ impl Deref for Blob {
         let all: &[u8] = match &self.owner.bytes {
             Bytes::Map(map) => map,
             Bytes::Vec(vec) => vec,
-            Bytes::Joined(parts, _, whole) => whole.get_or_init(|| {
-                let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
-                parts.concat()
+            Bytes::Joined(joined) => joined.whole.get_or_init(|| {
+                let pieces = joined.pieces(0..joined.len);
+                pieces.fold(Vec::with_capacity(joined.len), |mut all, (part, range)| {
+                    all.extend_from_slice(&part.read(range));
+                    all
+                })
             }),
         };
         &all[self.start..self.end]
@@ -201,6 +250,48 @@ impl fmt::Debug for Blob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path().display();
         write!(f, "Blob({path}, bytes {}..{})", self.start, self.end)
+    }
+}
+
+impl Joined {
+    /// What lies in a range of the whole, in order: a part, and which of its bytes.
+    fn pieces(&self, range: Range<usize>) -> Box<dyn Iterator<Item = (&Blob, Range<usize>)> + '_> {
+        let all = range.clone();
+        let cut = move |part, first: usize, whole: Range<usize>| {
+            let (start, end) = (all.start.max(whole.start), all.end.min(whole.end));
+            (start < end).then(|| (part, first + start - whole.start..first + end - whole.start))
+        };
+        let Some(step) = self.step else {
+            let mut end = 0;
+            return Box::new(self.parts.iter().filter_map(move |part| {
+                let start = end;
+                end += part.len();
+                cut(part, 0, start..end)
+            }));
+        };
+        let n = self.parts.len();
+        let steps = range.start / step..range.end.div_ceil(step);
+        Box::new(
+            steps.filter_map(move |i| {
+                cut(&self.parts[i % n], i / n * step, i * step..(i + 1) * step)
+            }),
+        )
+    }
+
+    fn release(&self, range: Range<usize>) {
+        if self.step.is_none() {
+            for (part, range) in self.pieces(range) {
+                part.slice(range).iter().for_each(Blob::release);
+            }
+            return;
+        }
+        // Of each part the same rows.
+        let n = self.parts.len().max(1);
+        for part in &self.parts {
+            part.slice(range.start / n..range.end / n)
+                .iter()
+                .for_each(Blob::release);
+        }
     }
 }
 
@@ -274,9 +365,32 @@ mod tests {
         std::fs::write(&path, b"hello").expect("write");
         let map = Blob::map(&path).expect("map");
         let twice = Blob::join(vec![map.clone(), map]);
+        for (range, want) in [(0..4, "hell"), (3..7, "lohe"), (5..10, "hello"), (6..6, "")] {
+            assert_eq!(*twice.read(range), *want.as_bytes());
+        }
+        let inner = twice.slice(2..8).expect("inside");
+        assert_eq!(*inner.read(1..6), *b"lohel");
+        inner.release();
         assert!(twice.is_mapped() && twice.len() == 10 && twice.path() == path);
         assert_eq!(&*twice, b"hellohello");
         assert!(!twice.is_mapped(), "it was read as one");
+
+        let woven = Blob::weave(vec![cut(0..4), cut(2..6)], 2).expect("even");
+        assert!(woven.parts().is_none());
+        for (range, want) in [
+            (0..8, &[0u8, 1, 2, 3, 2, 3, 4, 5][..]),
+            (1..5, &[1, 2, 3, 2]),
+            (3..3, &[]),
+        ] {
+            assert_eq!(*woven.read(range), *want);
+        }
+        woven.slice(1..7).expect("inside").release();
+        assert_eq!(&woven[2..7], &[2u8, 3, 2, 3, 4]);
+        assert!(
+            Blob::weave(vec![cut(0..4), cut(2..5)], 2).is_none(),
+            "of unequal lengths"
+        );
+        assert!(Blob::weave(vec![cut(0..4)], 3).is_none() && Blob::weave(vec![], 1).is_none());
     }
 
     #[test]

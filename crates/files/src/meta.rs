@@ -36,8 +36,8 @@ pub struct MetaDir {
     pub parts: usize,
     /// The weights, whole.
     pub tensors: Tensors,
-    /// Bytes of tensors that were put together in memory, because they are cut by columns. The others
-    /// are views of the files, those that are cut by rows in parts ([`Blob::parts`]).
+    /// Bytes of tensors that are cut by columns: they are put together in memory when they are computed
+    /// with. The others are views of the files, those that are cut by rows in parts ([`Blob::parts`]).
     pub copied: u64,
 }
 
@@ -98,7 +98,7 @@ impl MetaDir {
     }
 }
 
-/// At most so many bytes are put together in memory when the directory is opened: what is, or may
+/// At most so many bytes are put together in memory when the model is opened: what is, or may
 /// be, cut by columns into several parts.
 ///
 /// # Errors
@@ -171,7 +171,7 @@ fn checklist(dir: &Path) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// One model out of the parts, and the bytes that were copied for it.
+/// One model out of the parts, and the bytes of it that are cut by columns.
 fn join(dir: &Path, files: &[PathBuf], parts: &[Tensors]) -> Result<(Tensors, u64), Error> {
     let [first, rest @ ..] = parts else {
         return Err(Error::invalid(dir, "no weights"));
@@ -206,7 +206,7 @@ fn join(dir: &Path, files: &[PathBuf], parts: &[Tensors]) -> Result<(Tensors, u6
     Ok((Tensors::build(list, dir)?, copied))
 }
 
-/// A tensor out of its pieces, and the bytes that were copied.
+/// A tensor out of its pieces, and its bytes if these are cut by columns.
 fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64), String> {
     let first = pieces[0];
     let Some(cut) = cut_of(&first.name) else {
@@ -242,18 +242,13 @@ fn join_one(pieces: &[&Tensor], width: Option<&[usize]>) -> Result<(Tensor, u64)
         let whole = tensor([times(rows)?, cols], Blob::join(parts.collect()))?;
         return Ok((whole, 0));
     }
-    let mut bytes = Vec::new();
-    let total = times(first.data.len())?;
-    bytes
-        .try_reserve_exact(total)
-        .map_err(|_| "does not fit in memory")?;
     // A row of each piece in turn.
-    let step = first.data.len() / rows.max(1);
-    for start in (0..first.data.len()).step_by(step.max(1)) {
-        for piece in pieces {
-            bytes.extend_from_slice(&piece.data[start..start + step]);
-        }
-    }
-    let whole = tensor([rows, times(cols)?], Blob::from_vec(bytes))?;
-    Ok((whole, total as u64))
+    let parts = pieces.iter().map(|piece| piece.data.clone()).collect();
+    let data = Blob::weave(parts, first.data.len() / rows.max(1));
+    let whole = tensor(
+        [rows, times(cols)?],
+        data.unwrap_or_else(|| Blob::from_vec(Vec::new())),
+    )?;
+    let bytes = whole.data.len() as u64;
+    Ok((whole, bytes))
 }

@@ -39,13 +39,16 @@ pub const ARCHITECTURES: [About; 3] = [
         arch: Arch::Llama,
         name: "llama",
         gguf: true,
-        classes: &[("LlamaForCausalLM", "llama")],
+        classes: &[
+            ("LlamaForCausalLM", "llama"),
+            ("MixtralForCausalLM", "mixtral"),
+        ],
         models: "Llama 1, 2, 3, 3.1, 3.2 (text) and 3.3, Code Llama, Llama Guard 1 to 3, SmolLM, \
-                 TinyLlama, stories; GGUF also Mixtral",
+                 TinyLlama, stories, Mixtral",
         special: "rope scaling linear, llama3, yarn and by divisors in the file; biases; tied \
-                  heads; in GGUF also experts behind a softmax router",
+                  heads; experts behind a softmax router",
         tested: "transformers (logits, hidden states, attention, greedy text), llama.cpp (GGUF, 15 \
-                 types), a real SmolLM2; experts against a plain computation of their own",
+                 types), a real SmolLM2; experts against transformers and a plain computation",
     },
     About {
         arch: Arch::Llama4,

@@ -86,8 +86,7 @@ impl Config {
         let context = k.required("context_length")?;
         let ffn = k.required("feed_forward_length")?;
         let vocab = vocabulary(gguf, k)?;
-        let experts = experts(k, layers, ffn)?;
-        let count = experts.as_ref().map_or(0, |e| e.count);
+        let (experts, llama4) = special(&gguf.metadata)?;
         let bias = |names: &[&str]| {
             names
                 .iter()
@@ -111,7 +110,7 @@ impl Config {
                 as f32,
             activation: Activation::Silu,
             rope: rope(gguf, k, head_dim, context)?,
-            llama4: llama4(k, layers, count)?,
+            llama4,
             attention_bias: bias(&["attn_q", "attn_k", "attn_v", "attn_output"]),
             mlp_bias: bias(&["ffn_gate", "ffn_up", "ffn_down"]),
             norm_affine: true,
@@ -121,6 +120,16 @@ impl Config {
         }
         .checked()
     }
+}
+
+/// What the metadata of a GGUF says of experts and of Llama 4's attention.
+pub(crate) fn special(m: &Metadata) -> Result<(Option<Experts>, Option<Llama4>)> {
+    let k = &Keys::of(m)?;
+    let layers = k.required("block_count")?;
+    let experts = experts(k, layers, k.required("feed_forward_length")?)?;
+    let count = experts.as_ref().map_or(0, |e| e.count);
+    let llama4 = llama4(k, layers, count)?;
+    Ok((experts, llama4))
 }
 
 /// The keys of one architecture.

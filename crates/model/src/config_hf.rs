@@ -1,11 +1,11 @@
 //! Reading [`Config`] from a Hugging Face config.json, in the form of transformers 4
 //! (`rope_theta`, `rope_scaling`) and of transformers 5 (`rope_parameters`).
 
-use kernels::{Activation, RopeLayout};
+use kernels::{Activation, Gate, RopeLayout};
 use serde_json::Value;
 
 use crate::arch::Arch;
-use crate::config::{Config, RopeConfig, Scaling, Yarn};
+use crate::config::{Config, Experts, MAX_LAYERS, RopeConfig, Scaling, Yarn};
 use crate::error::{Error, Result};
 use crate::rope::yarn_mscale;
 
@@ -22,7 +22,6 @@ const NEUTRAL: &[(&str, Option<f64>)] = &[
     ("logits_scaling", Some(1.0)),
     ("no_rope_layers", None),
     ("num_experts", Some(0.0)),
-    ("num_local_experts", Some(0.0)),
     ("partial_rotary_factor", Some(1.0)),
     ("residual_multiplier", Some(1.0)),
     ("rope_interleaved", Some(0.0)),
@@ -30,6 +29,9 @@ const NEUTRAL: &[(&str, Option<f64>)] = &[
     ("sliding_window", None),
     ("use_qk_norm", Some(0.0)),
 ];
+
+/// The same, of a model that is no Mixtral.
+const WITHOUT_EXPERTS: &[(&str, Option<f64>)] = &[("num_local_experts", Some(0.0))];
 
 impl Config {
     /// Reads a parsed config.json. Head width, number of kv heads, rotary base and biases have
@@ -44,6 +46,10 @@ impl Config {
 
     fn from_llama(json: &Value) -> Result<Config> {
         check_neutral(json, NEUTRAL)?;
+        let experts = is_mixtral(json);
+        if !experts {
+            check_neutral(json, WITHOUT_EXPERTS)?;
+        }
         let heads = required(json, "num_attention_heads")?;
         let hidden = required(json, "hidden_size")?;
         let head_dim = head_dim(json, hidden, heads)?;
@@ -57,7 +63,7 @@ impl Config {
             kv_heads: count(json, "num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             ffn: required(json, "intermediate_size")?,
-            experts: None,
+            experts: experts.then(|| mixtral_experts(json)).transpose()?,
             context,
             norm_eps: number(json, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
             activation: activation(json, "hidden_act")?,
@@ -72,6 +78,36 @@ impl Config {
         }
         .checked()
     }
+}
+
+/// Whether a model that [`Arch::Llama`] computes has experts; both keys say so where both are there.
+fn is_mixtral(json: &Value) -> bool {
+    let class = json["architectures"].get(0).and_then(Value::as_str);
+    class == Some("MixtralForCausalLM") || json["model_type"] == "mixtral"
+}
+
+/// Keys that transformers gives Mixtral other defaults for than Llama: one of each list must be there.
+const GIVEN: [&[&str]; 4] = [
+    &["num_key_value_heads"],
+    &["rms_norm_eps"],
+    &["max_position_embeddings"],
+    &["rope_theta", "rope_parameters"],
+];
+
+/// Every layer of a Mixtral has experts, as wide as its configuration says of the MLP.
+fn mixtral_experts(json: &Value) -> Result<Experts> {
+    let given = |key: &&str| json.get(*key).is_some_and(|v| !v.is_null());
+    if let Some(keys) = GIVEN.iter().find(|keys| !keys.iter().any(given)) {
+        return Err(Error::Config(format!("config.json lacks `{}`", keys[0])));
+    }
+    Ok(Experts {
+        count: required(json, "num_local_experts")?,
+        used: required(json, "num_experts_per_tok")?,
+        ffn: required(json, "intermediate_size")?,
+        shared: false,
+        gate: Gate::Softmax,
+        layers: vec![true; required(json, "num_hidden_layers")?.min(MAX_LAYERS)],
+    })
 }
 
 fn architecture(json: &Value) -> Result<Arch> {

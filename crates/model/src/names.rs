@@ -1,8 +1,10 @@
 //! What formats call the tensors of a model, as tables.
 
+use files::Tensors;
 use kernels::RopeLayout;
 
 use crate::arch::Arch;
+use crate::config::Config;
 
 /// The names of one format and architecture, without `.weight` and `.bias`.
 pub(crate) struct Names {
@@ -33,11 +35,20 @@ pub(crate) struct Names {
 
 impl Names {
     /// Those of transformers' models.
-    pub(crate) fn of_hf(arch: Arch) -> &'static Names {
-        match arch {
+    pub(crate) fn of_hf(config: &Config) -> &'static Names {
+        match config.arch {
+            Arch::Llama if config.experts.is_some() => &HF_MIXTRAL,
             Arch::Llama => &HF,
             Arch::Llama4 => &HF_LLAMA4,
             Arch::Opt => &HF_OPT,
+        }
+    }
+
+    /// What stands before the names in this file.
+    pub(crate) fn prefix_in(&self, tensors: &Tensors) -> &'static str {
+        match tensors.get(&format!("{}{}.weight", self.prefix, self.embed)) {
+            Some(_) => self.prefix,
+            None => "",
         }
     }
 }
@@ -45,7 +56,7 @@ impl Names {
 /// The names of a mixture of experts.
 pub(crate) struct ExpertNames {
     pub(crate) router: &'static str,
-    /// gate, up, down of the expert that is always used
+    /// gate, up, down of the expert that is always used; empty where no model has one.
     pub(crate) shared: [&'static str; 3],
     pub(crate) stack: Stack,
 }
@@ -56,7 +67,12 @@ pub(crate) enum Stack {
     Apart([&'static str; 3]),
     /// gate and up in one, and down, each `[experts, in, out]`; names that are whole.
     Fused([&'static str; 2]),
+    /// A tensor for each: what stands before its number, and gate, up, down behind it.
+    Each(&'static str, [&'static str; 3]),
 }
+
+/// gate, up and down of all experts of a layer, in a GGUF.
+pub(crate) const GGUF_EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
 
 /// llama.cpp's `gguf-py` constants for the architectures `llama` and `llama4`.
 pub(crate) const GGUF: Names = Names {
@@ -80,7 +96,7 @@ pub(crate) const GGUF: Names = Names {
     experts: Some(ExpertNames {
         router: "ffn_gate_inp",
         shared: ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
-        stack: Stack::Apart(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]),
+        stack: Stack::Apart(GGUF_EXPERTS),
     }),
     extra: &[
         "rope_freqs.weight",
@@ -118,6 +134,16 @@ pub(crate) const HF: Names = Names {
     aside: &[],
     bias_optional: false,
     rotary: RopeLayout::HalfSplit,
+};
+
+/// transformers' MixtralForCausalLM.
+pub(crate) const HF_MIXTRAL: Names = Names {
+    experts: Some(ExpertNames {
+        router: "block_sparse_moe.gate",
+        shared: [""; 3],
+        stack: Stack::Each("block_sparse_moe.experts.", ["w1", "w3", "w2"]),
+    }),
+    ..HF
 };
 
 /// transformers' Llama4ForCausalLM, and the text model of Llama4ForConditionalGeneration.

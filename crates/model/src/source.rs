@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use files::gguf::{Gguf, Metadata};
-use files::{Dtype, Tensor, TensorInfo};
+use files::{Blob, Dtype, Tensor, TensorInfo};
 
 use crate::merge::Merge;
 
@@ -43,6 +43,9 @@ pub(crate) enum Order {
     Pairs(usize),
     /// The other way round.
     Halves(usize),
+    /// They are columns: row r of a matrix is column `first` + r of a matrix as high as this one is
+    /// wide, of which each row has `width` numbers.
+    Turned { first: usize, width: usize },
 }
 
 impl Order {
@@ -58,6 +61,7 @@ impl Order {
                 let (first, at) = (row / head * head, row % head);
                 first + at % (head / 2) * 2 + at / (head / 2)
             }
+            Order::Turned { first, .. } => first + row,
         }
     }
 }
@@ -84,7 +88,7 @@ impl Piece {
 
     /// Bytes in the old file.
     pub(crate) fn bytes_now(&self) -> u64 {
-        self.tensor.data.len() as u64
+        self.info().bytes().unwrap_or_default() as u64
     }
 
     /// Values in a row; 1 for a scalar, and for a bias whose values move as rows do.
@@ -103,12 +107,62 @@ impl Piece {
 
     /// The bytes of some rows, in their new order.
     pub(crate) fn bytes(&self, rows: Range<usize>) -> Cow<'_, [u8]> {
-        let each = self.tensor.data.len() / self.rows().max(1);
-        let row = |row: usize| &self.tensor.data[row * each..(row + 1) * each];
+        let data = &self.tensor.data;
+        let each = self.bytes_now() as usize / self.rows().max(1);
         match self.order {
-            Order::Same => Cow::Borrowed(&self.tensor.data[rows.start * each..rows.end * each]),
-            order => Cow::Owned(rows.flat_map(|r| row(order.from(r))).copied().collect()),
+            Order::Same => data.read(rows.start * each..rows.end * each),
+            Order::Turned { width, .. } => Cow::Owned(self.turned(rows, each, width)),
+            order => {
+                let mut out = Vec::with_capacity(rows.len() * each);
+                for row in rows.map(|r| order.from(r)) {
+                    out.extend_from_slice(&data.read(row * each..(row + 1) * each));
+                }
+                Cow::Owned(out)
+            }
         }
+    }
+
+    /// Rows of so many bytes that are columns of the old file's matrices.
+    fn turned(&self, rows: Range<usize>, each: usize, width: usize) -> Vec<u8> {
+        let (high, size) = (self.matrix_rows(), each / self.cols().max(1));
+        let mut out = vec![0; rows.len() * each];
+        let mut done = rows.start;
+        while done < rows.end {
+            let (matrix, row) = (done / high, done % high);
+            let count = (high - row).min(rows.end - done);
+            let out = &mut out[(done - rows.start) * each..][..count * each];
+            for col in 0..self.cols() {
+                let at = (matrix * self.cols() + col) * width + self.order.from(row);
+                let line = self.tensor.data.read(at * size..(at + count) * size);
+                for (row, number) in out.chunks_exact_mut(each).zip(line.chunks_exact(size)) {
+                    row[col * size..][..size].copy_from_slice(number);
+                }
+            }
+            done += count;
+        }
+        out
+    }
+
+    /// Rows of one matrix.
+    fn matrix_rows(&self) -> usize {
+        let above = self.tensor.shape.iter().rev().nth(1);
+        above.copied().unwrap_or(1).max(1)
+    }
+
+    /// Gives back the pages of rows that have been read: of columns, only once no column of their
+    /// matrix is left.
+    pub(crate) fn release(&self, rows: Range<usize>) {
+        let all = self.rows().max(1);
+        let (unit, count) = match self.order {
+            Order::Turned { .. } => (self.matrix_rows(), all / self.matrix_rows()),
+            _ => (1, all),
+        };
+        let each = self.tensor.data.len() / count.max(1);
+        let read = self
+            .tensor
+            .data
+            .slice(rows.start / unit * each..rows.end / unit * each);
+        read.iter().for_each(Blob::release);
     }
 }
 

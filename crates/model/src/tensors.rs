@@ -33,16 +33,11 @@ enum Bias {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(tensors: &'a Tensors, names: &'a Names, config: &'a Config) -> Reader<'a> {
-        let table = format!("{}{}.weight", names.prefix, names.embed);
-        let prefix = match tensors.get(&table) {
-            Some(_) => names.prefix,
-            None => "",
-        };
         Reader {
             tensors,
             names,
             config,
-            prefix,
+            prefix: names.prefix_in(tensors),
             read: RefCell::default(),
         }
     }
@@ -182,6 +177,10 @@ impl<'a> Reader<'a> {
             experts: match &names.stack {
                 Stack::Apart(parts) => self.experts_apart(i, e, parts)?,
                 Stack::Fused(parts) => self.experts_fused(i, e, parts)?,
+                Stack::Each(before, parts) => {
+                    let own = |part: usize, n: usize| format!("{before}{n}.{}", parts[part]);
+                    self.experts_each(i, e, own)?
+                }
             },
             shared,
         })
@@ -194,11 +193,7 @@ impl<'a> Reader<'a> {
         let own = |part: usize, n: usize| format!("{}.{n}", self.names.parts[6 + part]);
         let first = format!("{}{}.weight", self.prefix, self.inside(i, &own(0, 0)));
         if self.tensors.get(&first).is_some() {
-            let expert = |n: usize| {
-                let parts = [own(0, n), own(1, n), own(2, n)];
-                self.gated(i, [&parts[0], &parts[1], &parts[2]], e.ffn, Bias::None)
-            };
-            return (0..e.count).map(expert).collect();
+            return self.experts_each(i, e, own);
         }
         let stack = |part: usize, rows, cols| {
             let name = format!("{}.weight", self.inside(i, parts[part]));
@@ -212,6 +207,20 @@ impl<'a> Reader<'a> {
         Ok(parts
             .map(|((gate, up), down)| Gated { gate, up, down })
             .collect())
+    }
+
+    /// Experts as tensors of their own; `name` is asked with a part (gate, up, down) and a number.
+    fn experts_each(
+        &self,
+        i: usize,
+        e: &Experts,
+        name: impl Fn(usize, usize) -> String,
+    ) -> Result<Vec<Gated>> {
+        let expert = |n: usize| {
+            let parts = [name(0, n), name(1, n), name(2, n)];
+            self.gated(i, [&parts[0], &parts[1], &parts[2]], e.ffn, Bias::None)
+        };
+        (0..e.count).map(expert).collect()
     }
 
     /// Experts whose matrices lie with their columns as rows: copies of them, turned round.

@@ -161,7 +161,7 @@ impl Weights {
     /// their columns as rows.
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
         let config = Config::from_hf(&dir.config)?;
-        let names = Names::of_hf(config.arch);
+        let names = Names::of_hf(&config);
         let tensors = repack::from_hf(&dir.config, &dir.tensors, kernels.threads())?;
         Weights::load(config, &tensors, names, kernels)
     }

@@ -329,3 +329,24 @@ fn a_quantised_base_is_adapted_as_its_numbers_are() {
         assert_close(name, &got, &logits(&rounded, &ids, 99, &mut ()), 0.1, 0.0);
     }
 }
+
+/// PEFT wrote `adapter_model.bin` before it wrote safetensors, and still does when it is told to.
+#[test]
+fn an_adapter_may_be_pytorchs_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["adapter_config.json", "adapter_model.bin"] {
+        std::fs::copy(saved("tied").join(name), folder.path().join(name)).unwrap();
+    }
+    let w = open("models/llama3_2_tied", Compute::F32);
+    let adapter = one(&w, folder.path(), 1.0);
+    check("bin", &w, &adapter, "../adapters/tied/expected.safetensors");
+    // What is cut is refused.
+    let bytes = std::fs::read(saved("tied").join("adapter_model.bin")).unwrap();
+    for keep in [0, 100, bytes.len() - 1] {
+        std::fs::write(folder.path().join("adapter_model.bin"), &bytes[..keep]).unwrap();
+        assert!(
+            Adapter::open(folder.path(), &w, 1.0).is_err(),
+            "{keep} bytes"
+        );
+    }
+}

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Capture, MODELS, fixture, kernels, logits};
+use common::{Capture, Expected, MODELS, fixture, kernels, logits};
 use files::gguf::{Gguf, Value};
 use files::hf::HfDir;
 use files::{Dtype, Tensors};
@@ -222,4 +222,136 @@ fn an_importance_matrix_is_the_mean_square_of_inputs() {
         Imatrix::open(&new).unwrap().len(),
         Imatrix::open(&old).unwrap().len()
     );
+}
+
+/// Logits of a Mixtral that transformers computed, from its directory and from the GGUF made of it.
+#[test]
+fn mixtral_directories_match_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fixture("../experts/mixtral");
+    let expected = Expected::open("../experts/mixtral/expected.safetensors");
+    let gguf = folder.path().join("mixtral.gguf");
+    let source = Input::open(&path).unwrap().gguf(Vec::new()).unwrap();
+    let written = to_gguf(&source, None, &gguf);
+    let stack = written.tensors.get("blk.1.ffn_down_exps.weight").unwrap();
+    assert_eq!(stack.shape, [4, 32, 32]);
+    for file in [&path, &gguf] {
+        for compute in [Compute::F32, Compute::Fast] {
+            let w = model::open(file, kernels(compute, 2)).unwrap();
+            for s in expected.sequences() {
+                let ids = expected.ids(&format!("{s}.input_ids"));
+                let got = logits(&w, &ids, 99, &mut ());
+                let want = expected.f32(&format!("{s}.logits"));
+                common::assert_close(&s, &got, &want, 2e-4, 1e-4);
+            }
+        }
+    }
+    // And quantised, experts as slices of one tensor.
+    to_gguf(&source, Some("Q8_0"), &gguf);
+    let [a, b] = [&path, &gguf].map(|file| {
+        let w = model::open(file, kernels(Compute::F32, 2)).unwrap();
+        logits(&w, &[1, 7, 30], 3, &mut ())
+    });
+    let scale = a.iter().fold(0f32, |m, x| m.max(x.abs()));
+    common::assert_close("q8_0", &a, &b, 0.1 * scale, 0.0);
+    let error = Input::open(&gguf).unwrap().hf(None, Vec::new());
+    assert!(error.unwrap_err().to_string().contains("experts"));
+}
+
+/// The configuration of a directory changed, its other files as they are.
+fn reconfigured(from: &Path, to: &Path, change: impl Fn(&mut serde_json::Value)) {
+    std::fs::create_dir(to).unwrap();
+    let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut json = serde_json::from_str(&text).unwrap();
+    change(&mut json);
+    std::fs::write(to.join("config.json"), json.to_string()).unwrap();
+    std::fs::copy(from.join("model.safetensors"), to.join("model.safetensors")).unwrap();
+}
+
+/// Llama 4 as llama.cpp's converter writes it: the experts of a layer turned round and apart. What a
+/// GGUF has no keys for must be as in the releases.
+#[test]
+fn llama4_becomes_the_reference_converters_gguf() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, released) = (
+        fixture("models/llama4_text"),
+        folder.path().join("released"),
+    );
+    let error = Input::open(&from).unwrap().gguf(Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("8192"), "{error}");
+    reconfigured(&from, &released, |json| {
+        json["attention_chunk_size"] = 8192.into();
+        json["floor_scale"] = 8192.into();
+    });
+    let theirs = Gguf::open(fixture("gguf/llama4_text.f32.gguf")).unwrap();
+    let input = Input::open(&released).unwrap();
+    let source = input.gguf(Vec::new()).unwrap();
+    let ours = to_gguf(&source, Some("F32"), &folder.path().join("m.gguf"));
+    assert_same(&theirs.tensors, &ours.tensors, "llama4");
+    for (key, value) in theirs.metadata.iter() {
+        if key.starts_with("llama4.") || key == "general.architecture" {
+            assert_eq!(ours.metadata.get(key), Some(value), "{key}");
+        }
+    }
+    let before = input.config().unwrap();
+    let after = Config::from_gguf(&ours).unwrap();
+    assert_eq!(
+        (before.experts, before.llama4),
+        (after.experts, after.llama4)
+    );
+    for (key, value) in [
+        ("attn_scale", serde_json::json!(0.2)),
+        ("use_qk_norm", serde_json::json!(false)),
+        ("no_rope_layers", serde_json::json!([1, 0, 1, 0])),
+        ("moe_layers", serde_json::json!([0, 3])),
+    ] {
+        let to = folder.path().join(key);
+        reconfigured(&released, &to, |json| json[key] = value.clone());
+        let error = Input::open(&to).unwrap().gguf(Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("in a GGUF"), "{key}: {error}");
+    }
+}
+
+#[test]
+fn experts_that_do_not_fit_are_refused_when_they_are_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    for (at, name, key, value, named) in [
+        (
+            0,
+            "../experts/mixtral",
+            "num_local_experts",
+            5,
+            "experts.4.w1.weight",
+        ),
+        (
+            1,
+            "../experts/mixtral",
+            "num_local_experts",
+            3,
+            "experts.3.w1.weight",
+        ),
+        (
+            2,
+            "../experts/mixtral",
+            "intermediate_size",
+            33,
+            "experts.0.w1.weight",
+        ),
+        (
+            3,
+            "models/llama4_text",
+            "num_local_experts",
+            5,
+            "experts.gate_up_proj",
+        ),
+    ] {
+        let to = folder.path().join(at.to_string());
+        reconfigured(&fixture(name), &to, |json| {
+            json["attention_chunk_size"] = 8192.into();
+            json["floor_scale"] = 8192.into();
+            json[key] = value.into();
+        });
+        let error = Input::open(&to).unwrap().gguf(Vec::new()).unwrap_err();
+        assert!(error.to_string().contains(named), "{named}: {error}");
+    }
 }

@@ -68,6 +68,7 @@ pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     env.add_function(crate::source::CONCAT, concat);
     env.add_function(crate::source::ADD, add);
+    crate::layout::install(env);
     env.set_unknown_method_callback(crate::methods::call);
     // Not Jinja2's: it would print every variable.
     env.remove_global("debug");
@@ -183,7 +184,7 @@ fn escape(state: &State, value: &Value) -> Result<Value, Error> {
 }
 
 /// Text escaped for HTML as Python's markupsafe does it.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -23,6 +23,7 @@ mod guard;
 mod hf_json;
 mod infill;
 mod json_bpe;
+mod layout;
 mod llama2c;
 mod merge;
 mod methods;

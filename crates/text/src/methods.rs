@@ -1,10 +1,12 @@
 //! Methods of Python's values that the engine's compatibility layer lacks or answers differently.
 
 use crate::filters::{invalid, join, keep, replaced, small_numbers};
+use crate::layout::{Side, padded};
 use crate::python::{space, strip};
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat;
+use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// Calls a method that the engine does not know.
 pub(crate) fn call(
@@ -63,6 +65,29 @@ fn string_method(
         "replace" => from_args::<(&str, &str, Option<i64>)>(args)
             .and_then(|(old, new, count)| replaced(state, text, old, new, count).map(Value::from)),
         "format" => format_method(state, text, args),
+        "center" => justified(state, text, args, Side::Both),
+        "ljust" => justified(state, text, args, Side::Left),
+        "rjust" => justified(state, text, args, Side::Right),
+        "zfill" => from_args::<(i64,)>(args).and_then(|(width,)| {
+            let (sign, digits) = match text.starts_with(['+', '-']) {
+                true => text.split_at(1),
+                false => ("", text),
+            };
+            let width = width.saturating_sub(sign.len() as i64);
+            let digits = padded(state, digits, width, '0', Side::Right)?;
+            Ok(Value::from(format!("{sign}{digits}")))
+        }),
+        "index" | "rindex" => one(args).and_then(|what: &str| {
+            let found = match method {
+                "index" => text.find(what),
+                _ => text.rfind(what),
+            };
+            let at = found.ok_or_else(|| invalid("substring not found"))?;
+            Ok(Value::from(text[..at].chars().count()))
+        }),
+        "casefold" if text.is_ascii() => Ok(Value::from(text.to_ascii_lowercase())),
+        "isdecimal" => Ok(Value::from(!text.is_empty() && text.chars().all(decimal))),
+        "istitle" => Ok(Value::from(is_title(text))),
         "swapcase" => Ok(Value::from(
             text.chars()
                 .flat_map(|c| -> Vec<char> {
@@ -94,6 +119,34 @@ fn format_method(state: &State, form: &str, args: &[Value]) -> Result<Value, Err
     }
     minijinja::formatting::format(minijinja::formatting::FormatStyle::StrFormat, form, args)
         .map(Value::from)
+}
+
+/// `str.center`, `ljust` and `rjust`: a width, and what to fill with.
+fn justified(state: &State, text: &str, args: &[Value], side: Side) -> Result<Value, Error> {
+    let (width, fill): (i64, Option<&str>) = from_args(args)?;
+    let mut chars = fill.unwrap_or(" ").chars();
+    let (Some(fill), None) = (chars.next(), chars.next()) else {
+        return Err(invalid("the fill character must be one character"));
+    };
+    padded(state, text, width, fill, side).map(Value::from)
+}
+
+fn decimal(c: char) -> bool {
+    get_general_category(c) == GeneralCategory::DecimalNumber
+}
+
+/// Whether words begin with capitals, and have none elsewhere.
+fn is_title(text: &str) -> bool {
+    let (mut cased, mut inside) = (false, false);
+    for c in text.chars() {
+        let (upper, lower) = (c.is_uppercase(), c.is_lowercase());
+        if upper && inside || lower && !inside {
+            return false;
+        }
+        inside = upper || lower;
+        cased |= inside;
+    }
+    cased
 }
 
 fn one(args: &[Value]) -> Result<&str, Error> {

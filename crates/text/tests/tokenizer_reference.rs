@@ -275,7 +275,7 @@ fn llama_samples() {
 /// llama.cpp's own vectors, beside its vocabularies.
 #[test]
 fn llama_cpp_vectors() {
-    for (name, cases) in [("llama-spm", 47), ("llama-bpe", 47)] {
+    for (name, cases) in [("llama-spm", 47), ("llama-bpe", 47), ("gpt-2", 47)] {
         let Some(path) = licensed("llama_cpp_vectors", &format!("{name}.gguf")) else {
             return;
         };

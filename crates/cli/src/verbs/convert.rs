@@ -97,11 +97,18 @@ pub fn gguf_source(
             files::gguf::Value::String(licence.to_owned()),
         );
     }
-    let rows = source.metadata.u64("llama.vocab_size").unwrap_or_default();
+    let rows = vocabulary(&source.metadata);
     for (key, value) in tokenizer_keys(input, rows)? {
         source.metadata.set(key, value);
     }
     Ok(source)
+}
+
+/// Rows of the embedding table of a GGUF, by its metadata.
+fn vocabulary(metadata: &Metadata) -> u64 {
+    let arch = metadata.str("general.architecture").unwrap_or_default();
+    let rows = metadata.u64(&format!("{arch}.vocab_size"));
+    rows.unwrap_or_default()
 }
 
 /// The keys under which a GGUF of so many `rows` in its embedding table has the tokenizer of a model

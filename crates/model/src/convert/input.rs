@@ -10,7 +10,7 @@ use files::{Blob, Dtype, Kind, Tensor, Tensors, safetensors};
 use kernels::Type;
 use serde_json::Value as Json;
 
-use super::{config_dtype, config_json, divisors, metadata, pieces};
+use super::{config_dtype, config_json, divisors, metadata, only_llama, pieces};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
@@ -78,7 +78,7 @@ impl Input {
     fn tensors(&self, config: &Config) -> (&Tensors, &'static Names) {
         match self {
             Input::Gguf(gguf) => (&gguf.tensors, &GGUF),
-            Input::Hf(dir) => (&dir.tensors, Names::of_hf(config.arch)),
+            Input::Hf(dir) => (&dir.tensors, Names::of_hf(config)),
             Input::Meta(dir) => (&dir.tensors, &META),
             Input::Llama2c(_, file) => (&file.tensors, &META),
         }
@@ -160,8 +160,9 @@ impl Input {
             }
             other => {
                 let config = other.config()?;
+                only_llama(&config)?;
                 let (tensors, names) = other.tensors(&config);
-                let tensors = pieces(tensors, &config, names, Names::of_hf(config.arch))?;
+                let tensors = pieces(tensors, &config, names, Names::of_hf(&config))?;
                 (config_json(&config, Dtype::F32)?, tensors)
             }
         };
@@ -171,7 +172,7 @@ impl Input {
         };
         if !adapters.is_empty() {
             let config = self.config()?;
-            source.merge(adapters, &config, Names::of_hf(config.arch))?;
+            source.merge(adapters, &config, Names::of_hf(&config))?;
         }
         let plain = |d: Dtype| matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let to = |d: Dtype| match ty {
@@ -238,6 +239,7 @@ pub fn write_safetensors(
         let Some(at) = at else { break };
         let mut to = |bytes: &[u8]| Ok(writer.part(bytes)?);
         store(&source.tensors[at], &mut done[at], None, threads, &mut to)?;
+        source.tensors[at].tensor.data.release();
         if !on_step(&done[at]) {
             return Ok(None);
         }

@@ -3,6 +3,7 @@
 //!
 //! An [`Input`] gives its model in the terms of either.
 
+mod experts;
 mod input;
 
 pub use input::{Input, write_safetensors};
@@ -13,7 +14,8 @@ use kernels::{Activation, RopeLayout};
 use serde_json::{Value as Json, json};
 
 use crate::arch::Arch;
-use crate::config::{Config, RopeConfig, Scaling};
+use crate::config::{Config, Experts, RopeConfig, Scaling};
+use crate::config_gguf;
 use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::rope::yarn_mscale;
@@ -22,15 +24,19 @@ use crate::source::{Order, Piece};
 /// The tensors of a model under the names and in the orders of another layout. What changes nothing
 /// is left out.
 fn pieces(tensors: &Tensors, config: &Config, from: &Names, to: &Names) -> Result<Vec<Piece>> {
-    let mut found = Vec::new();
+    let prefix = from.prefix_in(tensors);
+    let (mut found, stacked) = experts::stacks(tensors, prefix, config, from)?;
     for t in tensors {
-        let dropped = from.ignored.iter().any(|end| t.name.ends_with(end))
+        let bare = t.name.strip_prefix(prefix).unwrap_or(&t.name);
+        let dropped = stacked.contains(&t.name)
+            || from.ignored.iter().any(|end| t.name.ends_with(end))
             || from.extra.contains(&t.name.as_str())
-            || config.tied && t.name == format!("{}.weight", from.head);
+            || !prefix.is_empty() && from.aside.iter().any(|p| t.name.starts_with(p))
+            || config.tied && bare == format!("{}.weight", from.head);
         if dropped {
             continue;
         }
-        let Some((name, part)) = renamed(&t.name, from, to) else {
+        let Some((name, part)) = renamed(bare, from, to) else {
             return Err(Error::NotImplemented(format!("tensor `{}`", t.name)));
         };
         let order = match (part, to.rotary) {
@@ -63,9 +69,16 @@ fn renamed(name: &str, from: &Names, to: &Names) -> Option<(String, Option<usize
         return Some((format!("{to}.{end}"), None));
     }
     let (layer, part) = stem.strip_prefix(from.block)?.split_once('.')?;
-    let part = from.parts.iter().position(|p| *p == part)?;
-    let name = format!("{}{layer}.{}.{end}", to.block, to.parts[part]);
-    Some((name, Some(part)))
+    let at = from.parts.iter().position(|p| *p == part);
+    let name = match (at, &from.experts, &to.experts) {
+        (Some(at), ..) => to.parts[at],
+        (None, Some(from), Some(to)) if part == from.router => to.router,
+        (None, Some(from), Some(to)) if !part.is_empty() => {
+            to.shared[from.shared.iter().position(|p| *p == part)?]
+        }
+        _ => return None,
+    };
+    Some((format!("{}{layer}.{name}.{end}", to.block), at))
 }
 
 /// The divisors of frequencies that a GGUF carries for the llama3 scaling.
@@ -77,29 +90,24 @@ fn divisors(rope: &RopeConfig) -> Option<Vec<f32>> {
     }
 }
 
-/// Both layouts are written for one architecture only.
-fn only_llama(c: &Config) -> Result<()> {
-    match (c.arch, &c.experts) {
-        (Arch::Llama, None) => Ok(()),
-        (Arch::Llama, Some(_)) => Err(Error::NotImplemented("converting experts".into())),
-        (other, _) => Err(Error::NotImplemented(format!(
-            "converting the architecture {}",
-            other.name()
-        ))),
-    }
-}
-
 /// The keys of a GGUF that say what a configuration says.
 fn metadata(c: &Config) -> Result<Metadata> {
-    only_llama(c)?;
+    let arch = match c.arch {
+        Arch::Opt => {
+            return Err(Error::NotImplemented(format!(
+                "converting the architecture {}",
+                c.arch.name()
+            )));
+        }
+        known => known.name(),
+    };
     if c.activation != Activation::Silu {
-        return Err(Error::NotImplemented(
-            "an activation other than silu in a GGUF of architecture llama".into(),
-        ));
+        return Err(Error::NotImplemented(format!(
+            "an activation other than silu in a GGUF of architecture {arch}"
+        )));
     }
-    let count = |n: usize| Value::U32(u32::try_from(n).unwrap_or(u32::MAX));
     let mut m = Metadata::new();
-    m.set("general.architecture", Value::String("llama".into()));
+    m.set("general.architecture", Value::String(arch.into()));
     m.set("general.type", Value::String("model".into()));
     let counts = [
         ("vocab_size", c.vocab),
@@ -114,41 +122,86 @@ fn metadata(c: &Config) -> Result<Metadata> {
         ("rope.dimension_count", c.rope.dim),
     ];
     for (key, n) in counts {
-        m.set(format!("llama.{key}"), count(n));
+        m.set(format!("{arch}.{key}"), count(n));
     }
-    let float = |x: f64| Value::F32(x as f32);
-    m.set("llama.rope.freq_base", float(c.rope.theta));
+    m.set(format!("{arch}.rope.freq_base"), float(c.rope.theta));
     m.set(
-        "llama.attention.layer_norm_rms_epsilon",
+        format!("{arch}.attention.layer_norm_rms_epsilon"),
         Value::F32(c.norm_eps),
     );
+    scaling_keys(c, arch, &mut m)?;
+    expert_keys(c, arch, &mut m)?;
+    Ok(m)
+}
+
+fn count(n: usize) -> Value {
+    Value::U32(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+fn float(x: f64) -> Value {
+    Value::F32(x as f32)
+}
+
+fn scaling_keys(c: &Config, arch: &str, m: &mut Metadata) -> Result<()> {
+    let mut set = |key: &str, value| m.set(format!("{arch}.rope.scaling.{key}"), value);
     let kind = match &c.rope.scaling {
-        Scaling::None | Scaling::Llama3 { .. } | Scaling::Divisors(_) => return Ok(m),
+        Scaling::None | Scaling::Llama3 { .. } | Scaling::Divisors(_) => return Ok(()),
         Scaling::Linear { factor } => {
-            m.set("llama.rope.scaling.factor", float(*factor));
+            set("factor", float(*factor));
             "linear"
         }
         Scaling::Yarn(y) if y.truncate => {
             let own = yarn_mscale(y.factor, 1.0);
-            m.set("llama.rope.scaling.factor", float(y.factor));
-            m.set(
-                "llama.rope.scaling.original_context_length",
-                count(y.original as usize),
-            );
-            m.set("llama.rope.scaling.yarn_beta_fast", float(y.beta_fast));
-            m.set("llama.rope.scaling.yarn_beta_slow", float(y.beta_slow));
+            set("factor", float(y.factor));
+            set("original_context_length", count(y.original as usize));
+            set("yarn_beta_fast", float(y.beta_fast));
+            set("yarn_beta_slow", float(y.beta_slow));
             if y.attention_factor != own {
-                m.set(
-                    "llama.rope.scaling.attn_factor",
-                    float(y.attention_factor / own),
-                );
+                set("attn_factor", float(y.attention_factor / own));
             }
             "yarn"
         }
         other => return Err(unsaid(other, "a GGUF")),
     };
-    m.set("llama.rope.scaling.type", Value::String(kind.into()));
-    Ok(m)
+    set("type", Value::String(kind.into()));
+    Ok(())
+}
+
+/// What GGUF has keys for of experts and of Llama 4's attention; the rest must be what every reader
+/// takes of itself.
+fn expert_keys(c: &Config, arch: &str, m: &mut Metadata) -> Result<()> {
+    let mut set = |key: &str, value| m.set(format!("{arch}.{key}"), value);
+    if let Some(e) = &c.experts {
+        set("expert_count", count(e.count));
+        set("expert_used_count", count(e.used));
+    }
+    if let Some(l) = &c.llama4 {
+        let first = |e: &Experts| e.layers.iter().position(|on| *on);
+        let step = c.experts.as_ref().and_then(first).map_or(0, |i| i + 1);
+        set("interleave_moe_layer_step", count(step));
+        let ffn = c.experts.as_ref().map_or(c.ffn, |e| e.ffn);
+        set("expert_feed_forward_length", count(ffn));
+        if !l.chunked.contains(&true) {
+            set("attention.sliding_window", count(0));
+        }
+    }
+    let (experts, llama4) = config_gguf::special(m)?;
+    if experts != c.experts {
+        return Err(Error::NotImplemented(
+            "these layers with experts, in a GGUF".into(),
+        ));
+    }
+    if llama4 != c.llama4 {
+        return Err(Error::NotImplemented(format!(
+            "in a GGUF, an attention that is not the one of Llama 4's releases: {:?} is needed \
+             in place of {:?}",
+            llama4.map(|l| (l.chunk, l.temperature, l.qk_norm)),
+            c.llama4
+                .as_ref()
+                .map(|l| (l.chunk, l.temperature, l.qk_norm)),
+        )));
+    }
+    Ok(())
 }
 
 fn unsaid(scaling: &Scaling, file: &str) -> Error {
@@ -157,9 +210,22 @@ fn unsaid(scaling: &Scaling, file: &str) -> Error {
     Error::NotImplemented(format!("rope scaling {name} in {file}"))
 }
 
+/// Of the architectures, config.json is written for one only.
+fn only_llama(c: &Config) -> Result<()> {
+    match (c.arch, &c.experts) {
+        (Arch::Llama, None) => Ok(()),
+        (Arch::Llama, Some(_)) => Err(Error::NotImplemented(
+            "converting experts to a Hugging Face directory".into(),
+        )),
+        (other, _) => Err(Error::NotImplemented(format!(
+            "converting the architecture {} to a Hugging Face directory",
+            other.name()
+        ))),
+    }
+}
+
 /// config.json of a model whose tensors have this type.
 fn config_json(c: &Config, dtype: Dtype) -> Result<Json> {
-    only_llama(c)?;
     if c.rope.dim != c.head_dim {
         let what = format!(
             "rotation of {} of a head's {} values",

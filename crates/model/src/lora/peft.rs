@@ -95,7 +95,7 @@ impl Lora {
     /// A setting or tensor that is not computed, or that does not fit the model or the others.
     pub fn from_peft(dir: &PeftDir, base: &Config) -> Result<Lora> {
         let settings = Settings::read(&dir.config)?;
-        let names = Names::of_hf(base.arch);
+        let names = Names::of_hf(base);
         let mut found: BTreeMap<Place, Found<'_>> = BTreeMap::new();
         let (mut modules, mut copies) = (BTreeMap::new(), Vec::new());
         for t in &dir.tensors {

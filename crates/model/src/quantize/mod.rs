@@ -13,6 +13,7 @@ pub use mixes::{Recipe, recipes};
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::mpsc;
 
 use files::gguf::{FileWriter, Metadata, Value};
 use files::{Dtype, TensorInfo};
@@ -200,8 +201,9 @@ fn step(piece: &Piece, facts: &Facts, wanted: &Wanted<'_>) -> Result<Step> {
 /// The type wanted for a tensor; `None`: it stays as it is.
 fn target(info: &TensorInfo, facts: &Facts, wanted: &Wanted<'_>) -> Option<Type> {
     let (name, shape) = (info.name.as_str(), &info.shape[..]);
-    // Whoever adds or multiplies vectors wants them in f32.
-    if shape.len() < 2 && matches!(info.dtype, Dtype::F16 | Dtype::BF16) {
+    // Whoever adds or multiplies vectors wants them in f32, and a router decides by small differences.
+    let precise = shape.len() < 2 || name.ends_with("ffn_gate_inp.weight");
+    if precise && matches!(info.dtype, Dtype::F16 | Dtype::BF16) {
         return Some(Type::F32);
     }
     let recipe = wanted.recipe?;
@@ -272,8 +274,6 @@ pub(crate) fn store(
     threads: usize,
     to: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let (rows, cols) = (piece.rows(), piece.cols());
-    let at_once = (CHUNK / cols.max(1)).max(1);
     let changes = step.from != step.info.dtype || !piece.merges.is_empty();
     let (from, ty) = (computed(step.from), computed(step.info.dtype));
     let (Some(from), Some(ty), true) = (from, ty, changes) else {
@@ -283,22 +283,16 @@ pub(crate) fn store(
                 what: format!("no adapter can be merged into {}", step.from),
             });
         }
-        for first in (0..rows).step_by(at_once) {
-            to(&piece.bytes(first..rows.min(first + at_once)))?;
+        for rows in chunks(piece, 1) {
+            to(&piece.bytes(rows.clone()))?;
+            piece.release(rows);
         }
         return Ok(());
     };
+    let cols = piece.cols();
     // Rows that share an importance lie in one matrix.
     let experts = importance.map_or(1, |w| w.len() / cols.max(1)).max(1);
-    let matrix = rows / experts;
-    let chunks: Vec<Range<usize>> = (0..experts)
-        .flat_map(|e| {
-            let end = (e + 1) * matrix;
-            (e * matrix..end)
-                .step_by(at_once)
-                .map(move |r| r..end.min(r + at_once))
-        })
-        .collect();
+    let matrix = piece.rows() / experts;
     let work = |rows: Range<usize>| {
         let weights = importance.map(|w| &w[rows.start / matrix * cols..][..cols]);
         let mut values = vec![0.0; rows.len() * cols];
@@ -309,27 +303,12 @@ pub(crate) fn store(
         Ok::<_, kernels::Error>((bytes, found))
     };
     let mut sum = Deviation::default();
-    for chunks in chunks.chunks(threads.max(1)) {
-        let results = std::thread::scope(|scope| {
-            let spawn = |rows: &Range<usize>| {
-                scope.spawn({
-                    let rows = rows.clone();
-                    || work(rows)
-                })
-            };
-            let running: Vec<_> = chunks.iter().map(spawn).collect();
-            let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
-                t.join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            running.into_iter().map(join).collect::<Vec<_>>()
-        });
-        for result in results {
-            let (bytes, found) = result?;
-            sum.add(&found);
-            to(&bytes)?;
-        }
-    }
+    let mut take = |rows: &Range<usize>, (bytes, found): (Vec<u8>, Deviation)| {
+        sum.add(&found);
+        piece.release(rows.clone());
+        to(&bytes)
+    };
+    in_order(&chunks(piece, experts), threads, work, &mut take)?;
     if !sum.error.is_finite() {
         return Err(Error::Tensor {
             name: step.info.name.clone(),
@@ -338,6 +317,50 @@ pub(crate) fn store(
     }
     step.deviation = Some(sum);
     Ok(())
+}
+
+/// The rows of a tensor in pieces that a thread takes at once; each lies in one of `parts` equal parts.
+fn chunks(piece: &Piece, parts: usize) -> Vec<Range<usize>> {
+    let (rows, at_once) = (piece.rows() / parts, (CHUNK / piece.cols().max(1)).max(1));
+    let part = |p: usize| {
+        let end = (p + 1) * rows;
+        let starts = (p * rows..end).step_by(at_once);
+        starts.map(move |r| r..end.min(r + at_once))
+    };
+    (0..parts).flat_map(part).collect()
+}
+
+/// Works on all of `list` on so many threads, and has the results taken one after the other, in order,
+/// while the threads go on. Each thread is at most two results ahead, so that memory stays bounded.
+fn in_order<T: Clone + Sync, R: Send>(
+    list: &[T],
+    threads: usize,
+    work: impl Fn(T) -> std::result::Result<R, kernels::Error> + Sync,
+    take: &mut dyn FnMut(&T, R) -> Result<()>,
+) -> Result<()> {
+    let threads = threads.clamp(1, list.len().max(1));
+    std::thread::scope(|scope| {
+        let start = |first: usize| {
+            let (send, receive) = mpsc::sync_channel(1);
+            let (work, own) = (&work, list.iter().skip(first).step_by(threads));
+            scope.spawn(move || {
+                for one in own {
+                    // Nobody listens when another thread's work has failed.
+                    if send.send(work(one.clone())).is_err() {
+                        break;
+                    }
+                }
+            });
+            receive
+        };
+        let results: Vec<mpsc::Receiver<_>> = (0..threads).map(start).collect();
+        for (one, results) in list.iter().zip(results.iter().cycle()) {
+            // Silence is a panic, which the end of the scope passes on.
+            let Ok(result) = results.recv() else { break };
+            take(one, result?)?;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,100 @@
+//! Experts of a Hugging Face directory as GGUF has them: one tensor `[experts, out, in]` for each of
+//! gate, up and down.
+
+use std::collections::HashSet;
+
+use files::{Blob, Tensor, Tensors};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::names::{GGUF, GGUF_EXPERTS, Names, Stack};
+use crate::source::{Order, Piece};
+
+/// The experts of all layers, and the names of the tensors that they are made of, which begin with
+/// `prefix`.
+///
+/// # Errors
+/// A tensor is missing, or has another shape or type than it should.
+pub(super) fn stacks(
+    tensors: &Tensors,
+    prefix: &str,
+    config: &Config,
+    from: &Names,
+) -> Result<(Vec<Piece>, HashSet<String>)> {
+    let (mut found, mut read) = (Vec::new(), HashSet::new());
+    let (Some(names), Some(e)) = (&from.experts, &config.experts) else {
+        return Ok((found, read));
+    };
+    let (d, f) = (config.hidden, e.ffn);
+    for layer in (0..config.layers).filter(|i| config.experts_of(*i).is_some()) {
+        let inside = |part: &str| format!("{prefix}{}{layer}.{part}", from.block);
+        let mut need = |name: String| {
+            let t = tensors.get(&name).ok_or_else(|| wrong(&name, "is missing"));
+            read.insert(name);
+            t
+        };
+        let name = |part: usize| format!("{}{layer}.{}.weight", GGUF.block, GGUF_EXPERTS[part]);
+        match &names.stack {
+            Stack::Each(before, ends) => {
+                for (part, shape) in [[f, d], [f, d], [d, f]].into_iter().enumerate() {
+                    let one = |n: usize| inside(&format!("{before}{n}.{}.weight", ends[part]));
+                    let all: Result<Vec<&Tensor>> = (0..e.count).map(|n| need(one(n))).collect();
+                    found.push(joined(name(part), &all?, shape)?);
+                }
+            }
+            Stack::Fused([both, down]) => {
+                let (both, down) = (need(inside(both))?, need(inside(down))?);
+                let [count, wide] = [e.count, 2 * f];
+                found.push(turned(name(0), both, [count, f, d], (0, wide))?);
+                found.push(turned(name(1), both, [count, f, d], (f, wide))?);
+                found.push(turned(name(2), down, [count, d, f], (0, d))?);
+            }
+            Stack::Apart(_) => return Err(Error::NotImplemented("experts here".into())),
+        }
+    }
+    Ok((found, read))
+}
+
+/// One tensor of a matrix for each expert.
+fn joined(name: String, all: &[&Tensor], shape: [usize; 2]) -> Result<Piece> {
+    let dtype = all.first().map(|t| t.dtype);
+    let dtype = dtype.ok_or_else(|| wrong(&name, "has no experts"))?;
+    if let Some(t) = all.iter().find(|t| t.shape != shape || t.dtype != dtype) {
+        let what = format!("is {} {:?}, not {dtype} {shape:?}", t.dtype, t.shape);
+        return Err(wrong(&t.name, what));
+    }
+    let data = Blob::join(all.iter().map(|t| t.data.clone()).collect());
+    let shape = vec![all.len(), shape[0], shape[1]];
+    Ok(Piece::same(Tensor::new(name, dtype, shape, data)?))
+}
+
+/// Columns of the matrices `[in, width]` of all experts as rows, from the column `first` on.
+fn turned(
+    name: String,
+    t: &Tensor,
+    shape: [usize; 3],
+    (first, width): (usize, usize),
+) -> Result<Piece> {
+    let lies = [shape[0], shape[2], width];
+    if t.shape != lies || t.dtype.block_len() != 1 {
+        let what = format!("is {} {:?}, not plain numbers {lies:?}", t.dtype, t.shape);
+        return Err(wrong(&t.name, what));
+    }
+    // The bytes stay those of all columns.
+    let tensor = Tensor {
+        name,
+        shape: shape.to_vec(),
+        ..t.clone()
+    };
+    Ok(Piece {
+        order: Order::Turned { first, width },
+        ..Piece::same(tensor)
+    })
+}
+
+fn wrong(name: &str, what: impl Into<String>) -> Error {
+    Error::Tensor {
+        name: name.into(),
+        what: what.into(),
+    }
+}
