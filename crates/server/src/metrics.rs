@@ -21,8 +21,10 @@ pub enum Metric {
     InterTokenLatency,
     QueueTime,
     QueueDepth,
+    Running,
     BatchSize,
     CachePagesUsed,
+    CachePagesKept,
     CachePages,
     PrefixTokensLooked,
     PrefixTokensHit,
@@ -36,6 +38,8 @@ pub enum Metric {
     HttpConnections,
     HttpErrors,
     StateWriteErrors,
+    SpansSent,
+    SpansDropped,
 }
 
 /// How a metric moves.
@@ -61,7 +65,7 @@ use Form::{Counter as C, Gauge as G, Histogram as H};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
-pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 23] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
@@ -91,6 +95,13 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
         "Requests that wait for the engine",
     ),
     (
+        M::Running,
+        "puna_sequences_running",
+        G,
+        &["model"],
+        "Sequences that run",
+    ),
+    (
         M::BatchSize,
         "puna_batch_size",
         H(SIZES),
@@ -103,6 +114,13 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
         G,
         &["model"],
         "Pages of keys and values in use",
+    ),
+    (
+        M::CachePagesKept,
+        "puna_cache_pages_kept",
+        G,
+        &["model"],
+        "Pages of those that hold beginnings for later requests",
     ),
     (
         M::CachePages,
@@ -194,6 +212,20 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 19] = [
         C,
         &[],
         "Failed writes of usage and audit; they are tried again",
+    ),
+    (
+        M::SpansSent,
+        "puna_spans_sent_total",
+        C,
+        &[],
+        "Spans that a collector has taken (`--otlp`)",
+    ),
+    (
+        M::SpansDropped,
+        "puna_spans_dropped_total",
+        C,
+        &[],
+        "Spans that found no room, or that no collector took",
     ),
 ];
 

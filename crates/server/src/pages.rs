@@ -21,6 +21,7 @@ pub(crate) async fn ready(With(state): With<State>) -> Result<axum::Json<Value>,
 }
 
 pub(crate) async fn metrics(With(state): With<State>) -> impl IntoResponse {
+    state.gauge();
     (
         [(header::CONTENT_TYPE, CONTENT_TYPE)],
         state.metrics().text(),

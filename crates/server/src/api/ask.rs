@@ -14,7 +14,7 @@ use super::{Call, Model};
 use crate::error::{ApiError, Kind};
 use crate::metrics::Metric;
 use crate::principal::Principal;
-use crate::state::State;
+use crate::state::{Held, State};
 
 /// Most choices of one request: prompts times answers.
 const MOST_CHOICES: usize = 128;
@@ -27,6 +27,8 @@ pub(crate) struct Tally {
     /// Of a prompt, once; 0 for its further answers.
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
+    /// What is held for it until it has ended.
+    pub(crate) held: Option<Held>,
 }
 
 impl Drop for Tally {
@@ -34,11 +36,6 @@ impl Drop for Tally {
         let id = &self.model.id;
         self.state
             .account(&self.who, id, "", self.prompt, self.completion);
-        let (metrics, stats) = (self.state.metrics(), self.model.scheduler.stats());
-        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        metrics.set(Metric::QueueDepth, &[id], gauge(stats.waiting));
-        metrics.set(Metric::CachePagesUsed, &[id], gauge(stats.pages.0));
-        metrics.set(Metric::CachePages, &[id], gauge(stats.pages.1));
     }
 }
 
@@ -172,6 +169,45 @@ impl Used {
     }
 }
 
+/// The tokens that a request may use, held: its prompts, and as many of its answers as it asks for,
+/// or, where it does not say, as its key has left. Beside them the most tokens of each prompt's
+/// answers.
+fn hold(
+    call: &Call,
+    model: &Model,
+    prompts: &[Vec<u32>],
+    asked: &Asked,
+) -> Result<(Held, Vec<usize>), ApiError> {
+    let context = model.scheduler.params().context;
+    if let Some(long) = prompts.iter().find(|prompt| prompt.len() >= context) {
+        let needed = long.len() + 1;
+        return Err(engine::Error::ContextFull { needed, context }.into());
+    }
+    let limits = prompts.iter().map(|prompt| {
+        let room = context - prompt.len();
+        asked.params.max_tokens.map_or(room, |most| most.min(room))
+    });
+    let mut limits: Vec<usize> = limits.collect();
+    let read: usize = prompts.iter().map(Vec::len).sum();
+    let all = |limits: &[usize]| (read + asked.n * limits.iter().sum::<usize>()) as u64;
+    let most = all(&limits);
+    let least = match asked.params.max_tokens {
+        Some(_) => most,
+        None => all(&vec![1; limits.len()]),
+    };
+    let held = call.state.hold(&call.who, least, most)?;
+    if held.tokens() < most {
+        let spare = usize::try_from(held.tokens())
+            .unwrap_or(usize::MAX)
+            .saturating_sub(read);
+        let each = spare / (asked.n * prompts.len()).max(1);
+        limits
+            .iter_mut()
+            .for_each(|limit| *limit = each.min(*limit));
+    }
+    Ok((held, limits))
+}
+
 /// Puts all choices of a request in line.
 pub(crate) fn submit(
     call: &Call,
@@ -183,13 +219,13 @@ pub(crate) fn submit(
         let what = format!("prompts times n may be {MOST_CHOICES} at most");
         return Err(ApiError::new(Kind::Invalid, what).param("n"));
     }
-    let tokens: usize = prompts.iter().map(Vec::len).sum();
-    call.state.afford(&call.who, tokens as u64)?;
+    let (mut held, limits) = hold(call, model, prompts, asked)?;
     let mut choices = Vec::new();
-    for prompt in prompts {
+    for (prompt, limit) in prompts.iter().zip(limits) {
         for choice in 0..asked.n {
             let params = GenerateParams {
                 choice: choice as u64,
+                max_tokens: Some(limit),
                 ..asked.params.clone()
             };
             let replies = model.scheduler.submit(Request {
@@ -198,11 +234,14 @@ pub(crate) fn submit(
                 root: root(call, model, &asked.salt),
                 ..Request::default()
             })?;
+            let bill = if choice == 0 { prompt.len() as u64 } else { 0 };
+            let mut tally = tally(call, model, 0);
+            tally.held = Some(held.part(bill + limit as u64));
             choices.push(Choice {
                 index: choices.len(),
                 replies,
-                tally: tally(call, model, 0),
-                bill: if choice == 0 { prompt.len() as u64 } else { 0 },
+                tally,
+                bill,
                 prompt_tokens: prompt.len(),
             });
         }
@@ -226,6 +265,7 @@ pub(crate) fn tally(call: &Call, model: &Arc<Model>, prompt: usize) -> Tally {
         model: model.clone(),
         prompt: prompt as u64,
         completion: 0,
+        held: None,
     }
 }
 

@@ -67,10 +67,11 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
         aside(move || completions::prompts(&model, "input", &input)).await?
     };
     let tokens: usize = prompts.iter().map(Vec::len).sum();
-    call.state.afford(&call.who, tokens as u64)?;
+    let mut held = call.state.hold(&call.who, tokens as u64, tokens as u64)?;
     let mut waiting = Vec::new();
     for prompt in prompts {
-        let (tokens, tally) = (prompt.len() as u64, tally(&call, &model, 0));
+        let (tokens, mut tally) = (prompt.len() as u64, tally(&call, &model, 0));
+        tally.held = Some(held.part(tokens));
         let replies = model.scheduler.submit(Request {
             prompt,
             want: Want::Embedding(pooling),

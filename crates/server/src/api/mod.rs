@@ -27,6 +27,7 @@ use text::{ChatTemplate, Tokenizer};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
+use crate::metrics::{Metric, Metrics};
 use crate::principal::{Principal, Scope};
 use crate::router::{Route, route};
 use crate::state::State;
@@ -108,6 +109,23 @@ impl Served {
     #[must_use]
     pub fn ids(&self) -> Vec<String> {
         self.models.iter().map(|m| m.id.clone()).collect()
+    }
+
+    /// Writes down what the engines hold at this moment.
+    pub fn gauge(&self, metrics: &Metrics) {
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        for model in &self.models {
+            let stats = model.scheduler.stats();
+            for (metric, value) in [
+                (Metric::QueueDepth, stats.waiting),
+                (Metric::Running, stats.running),
+                (Metric::CachePagesUsed, stats.pages.0),
+                (Metric::CachePagesKept, stats.kept),
+                (Metric::CachePages, stats.pages.1),
+            ] {
+                metrics.set(metric, &[&model.id], whole(value));
+            }
+        }
     }
 
     fn named(&self, id: &str) -> Result<Arc<Model>, ApiError> {
