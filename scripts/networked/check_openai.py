@@ -4,29 +4,18 @@
 """
 
 import base64
-import os
-import re
 import struct
-import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 import openai
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
+from serve import start
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def start(puna, model, home):
-    """A server on a free port, and its address."""
-    server = subprocess.Popen(
-        [puna, "serve", "-m", model, "--port", "0", "--strict"],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PUNA_HOME": home, "PUNA_OFFLINE": "1"},
-    )
-    for line in server.stderr:
-        if found := re.search(r"listening at (\S+)", line):
-            return server, found[1] + "/v1"
-    raise SystemExit("the server did not start")
 
 
 def chat(client, model):
@@ -103,22 +92,66 @@ def langchain(address, model):
     assert len(vectors.embed_documents(["one", "two"])) == 2
 
 
-def main():
-    puna, path = sys.argv[1:3]
+def patience(address, model):
+    """While the one place is taken, requests get 503 with Retry-After: clients that try again get their answer."""
+    client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+    long = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=3500, stream=True, extra_body={"ignore_eos": True})
+    next(iter(long))
+    create = {"model": model, "messages": QUESTION, "max_tokens": 4}
+    try:
+        client.chat.completions.create(**create)
+        raise AssertionError("there was room for two")
+    except openai.InternalServerError as error:
+        assert error.status_code == 503 and error.code == "overloaded" and error.response.headers["retry-after"] == "1", error
+    leaving = threading.Timer(2, long.close)
+    leaving.start()
+    began = time.monotonic()
+    assert client.with_options(max_retries=8).chat.completions.create(**create).choices
+    assert time.monotonic() - began >= 1.5, "it was let in while the place was taken"
+    leaving.join()
+    # The same through LangChain, and a time that is too short.
+    long = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=3500, stream=True, extra_body={"ignore_eos": True})
+    next(iter(long))
+    threading.Timer(1, long.close).start()
+    llm = {"base_url": address, "api_key": "none", "model": model, "max_tokens": 4}
+    assert ChatOpenAI(max_retries=8, **llm).invoke("Hi").content
+    try:
+        ChatOpenAI(max_retries=0, timeout=0.001, **llm).invoke("Hi")
+        raise AssertionError("no timeout")
+    except openai.APITimeoutError:
+        pass
+
+
+def served(puna, path, more, checks):
+    """Runs the checks against a server with these options."""
     with tempfile.TemporaryDirectory() as home:
-        server, address = start(puna, path, home)
+        server, address = start(puna, path, home, *more)
         try:
-            client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
-            model = client.models.list().data[0].id
-            assert client.models.retrieve(model).id == model
-            for check in (chat, completions, embeddings, errors):
-                check(client, model)
-                print("ok", check.__name__)
-            langchain(address, model)
-            print("ok langchain")
+            checks(address + "/v1")
         finally:
             server.terminate()
             assert server.wait(30) == 0
+
+
+def main():
+    puna, path = sys.argv[1:3]
+
+    def all_but_patience(address):
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        model = client.models.list().data[0].id
+        assert client.models.retrieve(model).id == model
+        for check in (chat, completions, embeddings, errors):
+            check(client, model)
+            print("ok", check.__name__)
+        langchain(address, model)
+        print("ok langchain")
+
+    def only_patience(address):
+        patience(address, openai.OpenAI(base_url=address, api_key="none").models.list().data[0].id)
+        print("ok patience")
+
+    served(puna, path, ["--strict"], all_but_patience)
+    served(puna, path, ["--strict", "--ctx", "4096", "--max-requests", "1"], only_patience)
 
 
 main()

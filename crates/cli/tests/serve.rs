@@ -2,85 +2,9 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, Stdio};
-
+use common::server::Server;
 use common::{Home, fixture};
 use serde_json::{Value, json};
-
-/// A running server, ended with its test.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(home: &Home, more: &[&str]) -> Server {
-        let model = fixture("models/llama3");
-        Server::of(home, &[&["-m", &model], more].concat())
-    }
-
-    fn of(home: &Home, more: &[&str]) -> Server {
-        let args = [&["serve", "--port", "0"], more].concat();
-        let mut child = home
-            .command(&args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-        let mut said = Vec::new();
-        let address = loop {
-            let Some(Ok(line)) = lines.next() else {
-                panic!("no address: {said:?}");
-            };
-            if let Some((_, rest)) = line.split_once("listening at http://") {
-                let end = rest.find(' ').expect("a word after the address");
-                break rest[..end].to_owned();
-            }
-            said.push(line);
-        };
-        // The log goes on; nobody may be held up by a full pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Server { child, address }
-    }
-
-    /// Status and body of one request.
-    fn ask(&self, method: &str, path: &str, key: &str, body: &Value) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).expect("a connection");
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
-        let auth = match key {
-            "" => String::new(),
-            key => format!("Authorization: Bearer {key}\r\n"),
-        };
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{auth}Content-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )
-        .expect("written");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
-        (status.expect("a status"), body.to_owned())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 #[test]
 fn it_answers_as_run_does() {

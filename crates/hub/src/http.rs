@@ -372,7 +372,7 @@ impl Http {
 
 /// TLS by rustls with the ring provider and the system's certificates; without any, a
 /// configuration that trusts nobody, and the reason.
-fn tls() -> Result<(rustls::ClientConfig, Option<String>), rustls::Error> {
+pub(crate) fn tls() -> Result<(rustls::ClientConfig, Option<String>), rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;

@@ -25,6 +25,7 @@ mod ollama;
 mod patience;
 mod pieces;
 mod pip;
+mod post;
 mod progress;
 mod pull;
 mod reach;
@@ -46,6 +47,7 @@ pub use modelfile::{MODELFILE_MAX, ModelfileError, parse_modelfile, print_modelf
 pub use nearest::nearest;
 #[doc(hidden)]
 pub use ollama::read_layers;
+pub use post::Poster;
 pub use progress::Progress;
 pub use recipe::{Adapter, Message, ROLES, Recipe};
 pub use settings::{Settings, Token};

@@ -28,6 +28,7 @@ mod request;
 mod router;
 mod run;
 mod settings;
+mod spans;
 mod stall;
 mod state;
 mod store;
@@ -50,7 +51,8 @@ pub use request::{REQUEST_ID, Tracked};
 pub use router::{Route, route, routes};
 pub use run::{Shutdown, run};
 pub use settings::{Auth, Settings, Sink};
-pub use state::State;
+pub use spans::Exporter;
+pub use state::{Held, State};
 pub use store::{Store, Usage};
 
 /// Bytes as hexadecimal digits.

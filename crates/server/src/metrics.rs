@@ -50,6 +50,8 @@ pub enum Metric {
     ModelsLoaded,
     ModelLoad,
     ModelUnloads,
+    SpansSent,
+    SpansDropped,
 }
 
 /// How a metric moves.
@@ -78,7 +80,7 @@ use Form::{Counter as C, Gauge as G, Histogram as H, Sizes as S};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
-pub const METRICS: [(Metric, &str, Form, &[&str], &str); 29] = [
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
@@ -281,6 +283,20 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 29] = [
         C,
         &["model", "why"],
         "Models that were unloaded: memory (for another), idle, asked, stopped (its engine)",
+    ),
+    (
+        M::SpansSent,
+        "puna_spans_sent_total",
+        C,
+        &[],
+        "Spans that a collector has taken (`--otlp`)",
+    ),
+    (
+        M::SpansDropped,
+        "puna_spans_dropped_total",
+        C,
+        &[],
+        "Spans that found no room, or that no collector took",
     ),
 ];
 

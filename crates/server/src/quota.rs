@@ -1,9 +1,12 @@
 //! How much each key may still use: requests and tokens a minute, tokens a month.
 //!
-//! A minute's quota is a bucket that holds a minute's worth and fills steadily. A request takes one
-//! request; tokens are taken when they are counted, so an answer may overdraw the bucket, and the
-//! next request waits until it has filled again. The month is the calendar's (UTC), and what it has
-//! used is read from the database when the server starts.
+//! A minute's quota is a bucket that holds a minute's worth and fills steadily. The month is the
+//! calendar's (UTC), and what it has used is read from the database when the server starts.
+//!
+//! A request takes one request when it is let in. The most tokens that it can use are held for it
+//! when they are known, before any work, so that requests which run together cannot use more than
+//! there is; what it did not use is there again when it has ended. Tokens that are counted without
+//! having been held may overdraw: then the next request waits until the bucket has filled again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +48,13 @@ impl Bucket {
         self.units = self.units.saturating_sub(units);
     }
 
+    /// Puts back what was taken; more than a minute's worth it never holds.
+    fn give(&mut self, n: u64, quota: u32) {
+        let units = i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(UNITS);
+        let full = i64::from(quota) * UNITS;
+        self.units = self.units.saturating_add(units).min(full);
+    }
+
     fn left(self) -> u64 {
         u64::try_from(self.units / UNITS).unwrap_or(0)
     }
@@ -61,7 +71,10 @@ impl Bucket {
 struct Used {
     requests: Bucket,
     tokens: Bucket,
+    /// Held for requests under way, and taken from `tokens` already.
+    held: u64,
     month: u64,
+    /// Without those that are held.
     month_tokens: u64,
 }
 
@@ -71,6 +84,7 @@ impl Used {
         Used {
             requests: Bucket::full(u32::MAX, now),
             tokens: Bucket::full(u32::MAX, now),
+            held: 0,
             month: month_began(now),
             month_tokens: 0,
         }
@@ -173,21 +187,43 @@ impl Meter {
                 result = Err(ApiError::new(Kind::Requests, what).retry_after(wait));
             }
         }
-        let requests = quotas.rpm.map(|rpm| Left::of(REQUESTS, rpm, used.requests));
-        let tokens = quotas.tpm.map(|tpm| Left::of(TOKENS, tpm, used.tokens));
-        (result, requests.into_iter().chain(tokens).collect())
+        (result, left(used, quotas))
     }
 
-    /// Would this many tokens be within what is left?
-    pub(crate) fn afford(
+    /// Holds tokens for a request: `most`, or what is left of the quotas if that is less, but
+    /// `least` at least. Returns how many.
+    pub(crate) fn hold(
         &self,
         key: &Arc<str>,
         quotas: &Quotas,
-        tokens: u64,
+        (least, most): (u64, u64),
         now: u64,
-    ) -> Result<(), ApiError> {
+    ) -> Result<u64, ApiError> {
         let mut all = self.all();
-        afford(used(&mut all, key, quotas, now), quotas, tokens, now)
+        let used = used(&mut all, key, quotas, now);
+        afford(used, quotas, least, now)?;
+        let minute = quotas.tpm.map_or(u64::MAX, |_| used.tokens.left());
+        let month = quotas.monthly_tokens.map_or(u64::MAX, |monthly| {
+            monthly.saturating_sub(used.month_tokens.saturating_add(used.held))
+        });
+        let held = most.max(least).min(minute).min(month);
+        used.tokens.take(held);
+        used.held = used.held.saturating_add(held);
+        Ok(held)
+    }
+
+    /// What was held is free again: what of it was used has been spent.
+    pub(crate) fn release(&self, key: &Arc<str>, quotas: &Quotas, tokens: u64, now: u64) {
+        let mut all = self.all();
+        let used = used(&mut all, key, quotas, now);
+        used.tokens.give(tokens, quotas.tpm.unwrap_or(0));
+        used.held = used.held.saturating_sub(tokens);
+    }
+
+    /// What is left of the minute, for the headers.
+    pub(crate) fn left(&self, key: &Arc<str>, quotas: &Quotas, now: u64) -> Vec<Left> {
+        let mut all = self.all();
+        left(used(&mut all, key, quotas, now), quotas)
     }
 
     pub(crate) fn month_tokens(&self, key: &str, now: u64) -> u64 {
@@ -223,16 +259,31 @@ fn used<'a>(
     used
 }
 
+/// What is left of each quota that a key has.
+fn left(used: &Used, quotas: &Quotas) -> Vec<Left> {
+    let requests = quotas.rpm.map(|rpm| Left::of(REQUESTS, rpm, used.requests));
+    let tokens = quotas.tpm.map(|tpm| Left::of(TOKENS, tpm, used.tokens));
+    requests.into_iter().chain(tokens).collect()
+}
+
 fn afford(used: &Used, quotas: &Quotas, tokens: u64, now: u64) -> Result<(), ApiError> {
-    if let Some(monthly) = quotas.monthly_tokens
-        && used.month_tokens.saturating_add(tokens) > monthly
-    {
-        let what = format!(
-            "the key may use {monthly} tokens a month, and has used {}",
-            used.month_tokens
-        );
-        let wait = Duration::from_millis(next_month(now).saturating_sub(now));
-        return Err(ApiError::new(Kind::Month, what).retry_after(wait));
+    if let Some(monthly) = quotas.monthly_tokens {
+        let then = used.month_tokens.saturating_add(tokens);
+        if then > monthly {
+            let what = format!(
+                "the key may use {monthly} tokens a month, and has used {}",
+                used.month_tokens
+            );
+            let wait = Duration::from_millis(next_month(now).saturating_sub(now));
+            return Err(ApiError::new(Kind::Month, what).retry_after(wait));
+        }
+        if then.saturating_add(used.held) > monthly {
+            let what = format!(
+                "the key may use {monthly} tokens a month, and what is left is held for its requests under way"
+            );
+            let wait = Duration::from_secs(1);
+            return Err(ApiError::new(Kind::Tokens, what).retry_after(wait));
+        }
     }
     if let Some(tpm) = quotas.tpm
         && used.tokens.left() < tokens
@@ -297,8 +348,10 @@ mod tests {
     #[test]
     fn tokens_a_minute() {
         let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(0, 600, 0));
-        assert!(meter.afford(&key, &q, 600, 0).is_ok());
-        assert_eq!(wait(meter.afford(&key, &q, 700, 0), Kind::Tokens), 10_000);
+        let held = meter.hold(&key, &q, (600, 600), 0);
+        meter.release(&key, &q, held.unwrap(), 0);
+        let wait_to_hold = |n| wait(meter.hold(&key, &q, (n, n), 0).map(drop), Kind::Tokens);
+        assert_eq!(wait_to_hold(700), 10_000);
         assert!(meter.admit(&key, &q, 0).0.is_ok());
         // An answer may overdraw: then the next one waits.
         meter.spend(&key, &q, 900, 0);
@@ -323,6 +376,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_is_nobody_elses() {
+        let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(0, 100, 1000));
+        assert_eq!(meter.hold(&key, &q, (60, 60), 0).unwrap(), 60);
+        assert_eq!(
+            wait(meter.hold(&key, &q, (41, 41), 0).map(drop), Kind::Tokens),
+            600
+        );
+        assert_eq!(
+            meter.hold(&key, &q, (1, 90), 0).unwrap(),
+            40,
+            "what is left"
+        );
+        assert!(meter.admit(&key, &q, 0).0.is_err());
+        // 10 of the first were used, none of the second.
+        meter.spend(&key, &q, 10, 0);
+        meter.release(&key, &q, 60, 0);
+        meter.release(&key, &q, 40, 0);
+        let (result, said) = meter.admit(&key, &q, 0);
+        assert!(result.is_ok() && said[0].left == 90);
+        assert_eq!(meter.month_tokens("k", 0), 10);
+        // Given back late, it makes no more than a minute's worth.
+        assert_eq!(meter.hold(&key, &q, (90, 90), 0).unwrap(), 90);
+        meter.release(&key, &q, 90, 120_000);
+        assert_eq!(meter.left(&key, &q, 120_000)[0].left, 100);
+    }
+
+    #[test]
+    fn the_month_holds_too() {
+        let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(0, 0, 100));
+        meter.spend(&key, &q, 30, 0);
+        assert_eq!(meter.hold(&key, &q, (50, 50), 0).unwrap(), 50);
+        // What others hold may come back soon; what is used does not.
+        assert_eq!(
+            wait(meter.hold(&key, &q, (21, 21), 0).map(drop), Kind::Tokens),
+            1000
+        );
+        let month = meter.hold(&key, &q, (71, 71), 0).map(drop);
+        assert!(wait(month, Kind::Month) > 1000);
+        assert_eq!(meter.hold(&key, &q, (1, 90), 0).unwrap(), 20);
+        meter.spend(&key, &q, 50, 0);
+        meter.release(&key, &q, 50, 0);
+        meter.release(&key, &q, 20, 0);
+        assert_eq!(meter.month_tokens("k", 0), 80);
+        assert_eq!(meter.hold(&key, &q, (1, 90), 0).unwrap(), 20);
+    }
+
+    #[test]
+    fn many_at_once_hold_no_more_than_there_is() {
+        let (meter, key, q) = (Meter::default(), Arc::<str>::from("k"), quotas(0, 100, 70));
+        let held: Vec<u64> = std::thread::scope(|scope| {
+            let hold = || meter.hold(&key, &q, (9, 9), 0).unwrap_or(0);
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(hold)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(held.iter().sum::<u64>(), 63, "{held:?}");
+    }
+
+    #[test]
     fn huge_numbers_do_not_wrap() {
         let (meter, key, q) = (
             Meter::default(),
@@ -332,7 +443,8 @@ mod tests {
         meter.spend(&key, &q, u64::MAX, 0);
         meter.spend(&key, &q, u64::MAX, u64::MAX);
         assert!(meter.admit(&key, &q, u64::MAX).0.is_err());
-        assert!(meter.afford(&key, &q, u64::MAX, 0).is_err());
+        let most = (u64::MAX, u64::MAX);
+        assert!(meter.hold(&key, &q, most, 0).is_err());
     }
 
     #[test]

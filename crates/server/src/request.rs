@@ -21,6 +21,7 @@ use crate::error::Code;
 use crate::journal::Place;
 use crate::metrics::Metric;
 use crate::quota::Left;
+use crate::spans::{self, Parent, Span, Unrecorded};
 use crate::state::State;
 
 /// The header that carries a request's id, in both directions.
@@ -112,18 +113,22 @@ pub(crate) async fn track(With(state): With<State>, mut request: Request, next: 
         notes: Mutex::default(),
     });
     state.metrics().shift(Metric::HttpInFlight, &[], 1);
+    let parent = spans::parent(request.headers());
     let mut end = End {
         state,
         tracked: tracked.clone(),
         method: request.method().to_string(),
         began: Instant::now(),
         status: LEFT,
+        code: None,
+        parent,
     };
     request.extensions_mut().insert(tracked.clone());
     let mut answer = next.run(request).await;
     end.status = answer.status().as_u16();
     if let Some(Code(code)) = answer.extensions().get() {
         end.state.metrics().add(Metric::HttpErrors, &[code], 1);
+        end.code = Some(code);
     }
     if let Ok(id) = HeaderValue::from_str(&tracked.id) {
         answer.headers_mut().insert(REQUEST_ID, id);
@@ -169,6 +174,8 @@ struct End {
     method: String,
     began: Instant,
     status: u16,
+    code: Option<&'static str>,
+    parent: Result<Option<Parent>, Unrecorded>,
 }
 
 /// A method as a label: any word may be one, and each label is kept.
@@ -203,6 +210,21 @@ impl Drop for End {
                 "completion_tokens": notes.completion_tokens,
             });
             log(&line.to_string());
+        }
+        if let (Some(spans), Ok(parent)) = (self.state.spans(), &self.parent) {
+            spans.put(Span {
+                parent: parent.clone(),
+                id: self.tracked.id.clone(),
+                method: known(&self.method).to_owned(),
+                route: route.to_owned(),
+                status: self.status,
+                code: self.code,
+                at: self.tracked.at,
+                took: self.began.elapsed(),
+                model: notes.model.clone(),
+                prompt_tokens: notes.prompt_tokens,
+                completion_tokens: notes.completion_tokens,
+            });
         }
         drop(notes);
         self.state.ended(&self.tracked, self.status);

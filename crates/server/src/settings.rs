@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::keys::Key;
+use crate::spans::Exporter;
 
 /// Takes lines of the log, without their newline.
 pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub grace: Duration,
     /// One JSON line a request.
     pub access_log: Option<Sink>,
+    /// Sends traces: one span a request.
+    pub spans: Option<Exporter>,
     /// End on SIGTERM too.
     pub terminate: bool,
 }
@@ -70,6 +73,7 @@ impl Default for Settings {
             write_timeout: Duration::from_secs(60),
             grace: Duration::from_secs(30),
             access_log: None,
+            spans: None,
             terminate: false,
         }
     }

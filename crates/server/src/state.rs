@@ -17,6 +17,7 @@ use crate::principal::Principal;
 use crate::quota::Meter;
 use crate::request::Tracked;
 use crate::settings::{Auth, Settings};
+use crate::spans::Spans;
 use crate::store::Store;
 
 /// The state of one server; a copy is the same state.
@@ -36,6 +37,7 @@ struct Inner {
     /// Models whose engine stopped are loaded again.
     revives: AtomicBool,
     work: Arc<Semaphore>,
+    spans: Option<Spans>,
 }
 
 impl State {
@@ -51,6 +53,10 @@ impl State {
         let auth = Auth::decide(settings.address, keys.any(), settings.no_auth)?;
         let metrics = Arc::new(Metrics::default());
         let journal = Journal::start(store, metrics.clone())?;
+        let spans = settings.spans.clone();
+        let spans = spans
+            .map(|to| Spans::start(to, metrics.clone()))
+            .transpose()?;
         let reader = Mutex::new(Store::open(path)?);
         let work = Arc::new(Semaphore::new(
             settings.max_requests.min(Semaphore::MAX_PERMITS),
@@ -67,6 +73,7 @@ impl State {
             ready: AtomicBool::new(true),
             revives: AtomicBool::new(false),
             work,
+            spans,
         })))
     }
 
@@ -112,6 +119,10 @@ impl State {
             .models
             .write()
             .unwrap_or_else(PoisonError::into_inner) = models;
+    }
+
+    pub(crate) fn spans(&self) -> Option<&Spans> {
+        self.0.spans.as_ref()
     }
 
     /// Whether `/ready` says so: a server that loads its models says no until it has.
@@ -172,15 +183,22 @@ impl State {
         Ok(())
     }
 
-    /// Would this many tokens be within what the principal has left? A handler asks when it knows
-    /// the prompt's length, before any work.
+    /// Holds tokens for a request until [`Held`] is dropped: `most`, or what the principal has left
+    /// if that is less, but `least` at least. A handler asks when it knows the prompt's length,
+    /// before any work, and accounts what was used before it lets go.
     ///
     /// # Errors
     /// 429, with the time to come again.
-    pub fn afford(&self, who: &Principal, tokens: u64) -> Result<(), ApiError> {
-        self.0
-            .meter
-            .afford(&who.key, &who.quotas, tokens, self.clock().now())
+    pub fn hold(&self, who: &Principal, least: u64, most: u64) -> Result<Held, ApiError> {
+        let (meter, now) = (&self.0.meter, self.clock().now());
+        let (key, quotas) = (&who.key, &who.quotas);
+        let held = meter.hold(key, quotas, (least, most), now);
+        who.request.notes().left = meter.left(key, quotas, now);
+        Ok(Held {
+            tokens: held?,
+            state: self.clone(),
+            who: who.clone(),
+        })
     }
 
     /// Tokens that a key has used in this calendar month.
@@ -266,5 +284,46 @@ impl State {
     /// Writes what is left to be written. Nothing can be asked of the server after that.
     pub(crate) fn close(&self) {
         self.0.journal.close();
+        if let Some(spans) = self.spans() {
+            spans.close();
+        }
+    }
+}
+
+/// Tokens that are held for a request; what is left of them is free again when this is dropped.
+pub struct Held {
+    state: State,
+    who: Principal,
+    tokens: u64,
+}
+
+impl Held {
+    /// How many.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Takes some of them apart, to be freed at their own time.
+    #[must_use]
+    pub fn part(&mut self, tokens: u64) -> Held {
+        let tokens = tokens.min(self.tokens);
+        self.tokens -= tokens;
+        Held {
+            state: self.state.clone(),
+            who: self.who.clone(),
+            tokens,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.tokens > 0 {
+            let (meter, now) = (&self.state.0.meter, self.state.clock().now());
+            let (key, quotas) = (&self.who.key, &self.who.quotas);
+            meter.release(key, quotas, self.tokens, now);
+            self.who.request.notes().left = meter.left(key, quotas, now);
+        }
     }
 }

@@ -209,7 +209,9 @@ impl Store {
         self.write(|t| {
             for event in events {
                 audit::append(t, event)?;
-                if event.billed {
+                // What was refused is in the log, and on no bill.
+                let used = event.prompt_tokens > 0 || event.completion_tokens > 0;
+                if event.billed && (event.counted || used) {
                     add_usage(t, event)?;
                 }
             }

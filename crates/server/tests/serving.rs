@@ -26,7 +26,7 @@ async fn chat(
     Json(body): Json<Value>,
 ) -> Result<String, server::ApiError> {
     let tokens = body["tokens"].as_u64().unwrap_or(0);
-    state.afford(&who, 10)?;
+    let _held = state.hold(&who, 10, 10)?;
     state.keep_content(&who, || body.to_string());
     state.account(&who, "m", "", 10, tokens);
     Ok("said".into())

@@ -258,6 +258,10 @@ fn child_that_writes() {
         let key = key(&format!("k{n}"));
         store.add_key(&key).unwrap();
         println!("\nkey {}", key.id);
+        if n % 2 == 0 {
+            store.revoke_key(&key.id, 7).unwrap();
+            println!("\nrevoked {}", key.id);
+        }
         store.append(&[event(n as u64), event(n as u64)]).unwrap();
         println!("\nrows 2");
     }
@@ -267,8 +271,8 @@ fn child_that_writes() {
 fn what_was_acknowledged_survives_kill_9() {
     let (_folder, path) = folder();
     drop(Store::open(&path).unwrap());
-    let (mut keys, mut rows) = (Vec::new(), 0);
-    for round in 0..24 {
+    let (mut keys, mut revoked, mut rows) = (Vec::new(), Vec::new(), 0);
+    for round in 0..50 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_that_writes", "--ignored", "--nocapture"])
             .env("PUNA_TEST_STORE", &path)
@@ -281,6 +285,10 @@ fn what_was_acknowledged_survives_kill_9() {
         let mut note = |line: &str| {
             if let Some(id) = line.strip_prefix("key ") {
                 keys.push(id.to_owned());
+                rows += 1;
+            }
+            if let Some(id) = line.strip_prefix("revoked ") {
+                revoked.push(id.to_owned());
                 rows += 1;
             }
             rows += if line == "rows 2" { 2 } else { 0 };
@@ -300,13 +308,13 @@ fn what_was_acknowledged_survives_kill_9() {
         }
         child.wait().unwrap();
         let store = Store::open(&path).unwrap();
-        let kept: Vec<String> = store
-            .keys()
-            .unwrap()
-            .into_iter()
-            .map(|key| key.id)
-            .collect();
-        assert!(keys.iter().all(|id| kept.contains(id)), "round {round}");
+        let kept = store.keys().unwrap();
+        let is = |id: &String, gone: bool| {
+            let found = kept.iter().find(|key| key.id == *id);
+            found.is_some_and(|key| !gone || key.revoked == Some(7))
+        };
+        assert!(keys.iter().all(|id| is(id, false)), "round {round}");
+        assert!(revoked.iter().all(|id| is(id, true)), "round {round}");
         let sound = store.verify(None).unwrap();
         assert!(
             sound.rows >= rows,
@@ -314,7 +322,12 @@ fn what_was_acknowledged_survives_kill_9() {
             sound.rows
         );
         // A batch is there as a whole or not at all.
-        assert_eq!((sound.rows as usize - kept.len()) % 2, 0, "round {round}");
+        let ended = kept.iter().filter(|key| key.revoked.is_some()).count();
+        let events = sound.rows as usize - kept.len() - ended;
+        assert_eq!(events % 2, 0, "round {round}");
+        let usage = store.usage(0, u64::MAX).unwrap();
+        let billed: u64 = usage.iter().map(|row| row.requests).sum();
+        assert_eq!(billed as usize, events, "round {round}");
     }
-    assert!(keys.len() >= 24, "{}", keys.len());
+    assert!(keys.len() >= 50, "{}", keys.len());
 }

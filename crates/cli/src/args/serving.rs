@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// The database of keys, usage and audit [default: server.sqlite in PUNA_HOME]
     #[arg(long, value_name = "FILE", env = "PUNA_SERVE_STATE")]
     pub state: Option<PathBuf>,
+    /// Send traces there: an OTLP/HTTP collector, one span a request, without prompts and answers
+    #[arg(long, value_name = "URL", env = "PUNA_SERVE_OTLP")]
+    pub otlp: Option<String>,
     /// Keep prompts and answers in the audit log
     #[arg(long)]
     pub audit_content: bool,

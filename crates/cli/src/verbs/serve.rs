@@ -128,10 +128,22 @@ fn settings(args: &ServeArgs, address: IpAddr) -> Result<Settings> {
         max_connections: limits.max_connections,
         max_requests: limits.max_requests,
         grace: Duration::from_secs(limits.grace),
+        spans: args.otlp.as_deref().map(exporter).transpose()?,
         access_log: (!limits.no_access_log).then(|| Arc::new(out::note) as server::Sink),
         terminate: true,
         ..Settings::default()
     })
+}
+
+/// Sends traces to a collector.
+fn exporter(url: &str) -> Result<server::Exporter> {
+    let poster = hub::Poster::new(url, "/v1/traces").map_err(|error| {
+        usage(
+            format!("--otlp {error}"),
+            "the address of an OTLP/HTTP collector: http://127.0.0.1:4318",
+        )
+    })?;
+    Ok(Arc::new(move |body| poster.json(body)))
 }
 
 fn greet(listener: &TcpListener, auth: Auth, args: &ServeArgs) -> Result<()> {

@@ -6,6 +6,8 @@
     reason = "each test file includes this module and uses its own part"
 )]
 
+pub mod server;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

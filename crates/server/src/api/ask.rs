@@ -17,7 +17,7 @@ use super::{Call, Model};
 use crate::error::{ApiError, Kind};
 use crate::metrics::Metric;
 use crate::principal::Principal;
-use crate::state::State;
+use crate::state::{Held, State};
 
 /// Most choices of one request: prompts times answers.
 const MOST_CHOICES: usize = 128;
@@ -32,6 +32,8 @@ pub(crate) struct Tally {
     /// Of a prompt, once; 0 for its further answers.
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
+    /// What is held for it until it has ended.
+    pub(crate) held: Option<Held>,
 }
 
 impl Drop for Tally {
@@ -178,6 +180,45 @@ impl Used {
     }
 }
 
+/// The tokens that a request may use, held: its prompts, and as many of its answers as it asks for,
+/// or, where it does not say, as its key has left. Beside them the most tokens of each prompt's
+/// answers.
+fn hold(
+    call: &Call,
+    model: &Model,
+    prompts: &[Vec<u32>],
+    asked: &Asked,
+) -> Result<(Held, Vec<usize>), ApiError> {
+    let context = model.scheduler.params().context;
+    if let Some(long) = prompts.iter().find(|prompt| prompt.len() >= context) {
+        let needed = long.len() + 1;
+        return Err(engine::Error::ContextFull { needed, context }.into());
+    }
+    let limits = prompts.iter().map(|prompt| {
+        let room = context - prompt.len();
+        asked.params.max_tokens.map_or(room, |most| most.min(room))
+    });
+    let mut limits: Vec<usize> = limits.collect();
+    let read: usize = prompts.iter().map(Vec::len).sum();
+    let all = |limits: &[usize]| (read + asked.n * limits.iter().sum::<usize>()) as u64;
+    let most = all(&limits);
+    let least = match asked.params.max_tokens {
+        Some(_) => most,
+        None => all(&vec![1; limits.len()]),
+    };
+    let held = call.state.hold(&call.who, least, most)?;
+    if held.tokens() < most {
+        let spare = usize::try_from(held.tokens())
+            .unwrap_or(usize::MAX)
+            .saturating_sub(read);
+        let each = spare / (asked.n * prompts.len()).max(1);
+        limits
+            .iter_mut()
+            .for_each(|limit| *limit = each.min(*limit));
+    }
+    Ok((held, limits))
+}
+
 /// Puts all choices of a request in line.
 pub(crate) fn submit(
     call: &Call,
@@ -189,13 +230,13 @@ pub(crate) fn submit(
         let what = format!("prompts times n may be {MOST_CHOICES} at most");
         return Err(ApiError::new(Kind::Invalid, what).param("n"));
     }
-    let tokens: usize = prompts.iter().map(Vec::len).sum();
-    call.state.afford(&call.who, tokens as u64)?;
+    let (mut held, limits) = hold(call, model, prompts, asked)?;
     let mut choices = Vec::new();
-    for prompt in prompts {
+    for (prompt, limit) in prompts.iter().zip(limits) {
         for choice in 0..asked.n {
             let params = GenerateParams {
                 choice: choice as u64,
+                max_tokens: Some(limit),
                 ..asked.params.clone()
             };
             let replies = model.scheduler.submit(Request {
@@ -204,11 +245,14 @@ pub(crate) fn submit(
                 root: root(call, &asked.chosen, &asked.salt),
                 ..Request::default()
             })?;
+            let bill = if choice == 0 { prompt.len() as u64 } else { 0 };
+            let mut tally = tally(call, model, &asked.chosen);
+            tally.held = Some(held.part(bill + limit as u64));
             choices.push(Choice {
                 index: choices.len(),
                 replies,
-                tally: tally(call, model, &asked.chosen),
-                bill: if choice == 0 { prompt.len() as u64 } else { 0 },
+                tally,
+                bill,
                 prompt_tokens: prompt.len(),
             });
         }
@@ -233,6 +277,7 @@ fn tally(call: &Call, model: &Arc<Model>, chosen: &Chosen) -> Tally {
         adapter: chosen.name.clone(),
         prompt: 0,
         completion: 0,
+        held: None,
     }
 }
 
@@ -254,7 +299,7 @@ pub(crate) async fn each(
         return Err(engine::Error::ContextFull { needed, context }.into());
     }
     let tokens: usize = jobs.iter().map(|(prompt, _)| prompt.len()).sum();
-    call.state.afford(&call.who, tokens as u64)?;
+    let mut held = call.state.hold(&call.who, tokens as u64, tokens as u64)?;
     let (mut jobs, mut running, mut done) = (jobs.into_iter(), VecDeque::new(), Vec::new());
     loop {
         while running.len() < AT_ONCE
@@ -267,7 +312,9 @@ pub(crate) async fn each(
                 root: root(call, chosen, ""),
                 ..Request::default()
             })?;
-            running.push_back((replies, tally(call, model, chosen), tokens));
+            let mut tally = tally(call, model, chosen);
+            tally.held = Some(held.part(tokens));
+            running.push_back((replies, tally, tokens));
         }
         let Some((mut replies, mut tally, tokens)) = running.pop_front() else {
             return Ok(done);

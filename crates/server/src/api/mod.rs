@@ -35,6 +35,7 @@ pub use self::adapters::{Adapters, Opener};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
+use crate::metrics::{Metric, Metrics};
 use crate::principal::{Principal, Scope};
 use crate::router::{Route, route};
 use crate::state::State;
