@@ -106,7 +106,7 @@ fn adapters_are_lent() {
     for (adapter, status, what) in [
         ("nobody", 404, "nobody"),
         (&*base, 400, "an adapter is"),
-        (&fixture("../adapters/tied"), 400, "k_proj"),
+        (&fixture("../adapters/tied"), 400, "down_proj"),
         ("hf:nobody/nothing", 404, "nobody"),
     ] {
         let load = json!({ "name": "x", "adapter": adapter });
