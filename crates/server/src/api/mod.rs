@@ -35,7 +35,6 @@ pub use self::adapters::{Adapters, Opener};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
-use crate::metrics::{Metric, Metrics};
 use crate::principal::{Principal, Scope};
 use crate::router::{Route, route};
 use crate::state::State;
