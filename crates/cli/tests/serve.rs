@@ -188,7 +188,7 @@ fn what_cannot_be_is_refused_at_the_start() {
     std::fs::create_dir(home.dir.path().join("full")).expect("made");
     std::fs::write(home.dir.path().join("full/letter"), "dear").expect("written");
     serve(&["--cache-dir", "full"]).failed(2, "full");
-    serve(&["--speculate", "draft"]).failed(2, "--draft");
+    serve(&["--speculate", "draft"]).failed(2, "needs a draft model");
     serve(&["--speculate", "maybe"]).failed(2, "ngram");
     serve(&["-m", &model]).failed(2, "two models");
     serve(&["--named-adapter", "x"]).failed(2, "no name");

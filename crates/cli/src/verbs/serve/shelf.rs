@@ -147,6 +147,7 @@ impl Shelf {
         let eog = eog.transpose()?.unwrap_or_default();
         let sampler = sampling::params(&lower.sampling, generation.as_ref())?;
         let guessing = self.guessing(&loaded);
+        let speculation = guessing.speculation()?;
         let (beside, drafts) = self.beside(&loaded, &guessing)?;
         // The room is for all of it, also for what was put together in memory just now.
         let weights = loaded.weights.bytes().saturating_add(drafts);
@@ -169,7 +170,7 @@ impl Shelf {
             scheduler,
             template,
             sampler,
-            speculation: guessing.speculation()?,
+            speculation,
             eog,
             stop: loaded.lower.stop,
             system: loaded.lower.system,
