@@ -249,6 +249,11 @@ impl<'t> Entry<'t> {
         self.ahead.guess.ids().len()
     }
 
+    /// Guesses no more tokens than these.
+    pub(crate) fn cut_guess(&mut self, most: usize) {
+        self.ahead.guess.cut(most);
+    }
+
     /// Goes without the guess.
     pub(crate) fn skip_guess(&mut self) {
         self.ahead.guess.skip();

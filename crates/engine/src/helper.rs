@@ -139,11 +139,17 @@ impl Helper {
 
     /// Begins to follow an answer that sees these tokens.
     pub(crate) fn open(&mut self, root: &Root, view: &[u32]) -> Shadow {
-        let (seq, cached, _) = self.prefixes.open(&mut self.cache, root, view);
+        // What it computes does not depend on the answer's adapters, and must not hold them.
+        let root = Root {
+            scope: root.scope.clone(),
+            salt: root.salt.clone(),
+            ..Root::default()
+        };
+        let (seq, cached, _) = self.prefixes.open(&mut self.cache, &root, view);
         Shadow {
             seq,
             held: view[..cached].to_vec(),
-            root: root.clone(),
+            root,
             failed: false,
         }
     }
@@ -216,6 +222,8 @@ impl Helper {
         for (i, draft) in drafts.iter_mut().enumerate().filter(|(_, d)| !d.done) {
             let missing = draft.missing().len();
             if draft.prefix.len() > self.context {
+                self.cache.truncate(draft.wish.shadow.seq, 0);
+                draft.wish.shadow.held.clear();
                 draft.fail();
                 continue;
             }

@@ -67,6 +67,8 @@ struct Clock {
     now: u64,
     /// The latest turn of each scope that has taken one which is not over.
     latest: HashMap<String, u64>,
+    /// The latest turn of each scope that was used, and is not over.
+    used: HashMap<String, u64>,
 }
 
 impl Turns {
@@ -79,18 +81,24 @@ impl Turns {
         turn
     }
 
-    /// A request goes.
-    pub(crate) fn went(&mut self, place: &Place) {
+    /// A request of a scope goes.
+    pub(crate) fn went(&mut self, place: &Place, scope: &str) {
         if let Some(clock) = self.priorities.get_mut(&place.priority) {
             clock.now = clock.now.max(place.turn);
+            let used = clock.used.entry(scope.to_owned()).or_default();
+            *used = place.turn.max(*used);
             clock.latest.retain(|_, latest| *latest >= clock.now);
+            clock.used.retain(|_, used| *used >= clock.now);
         }
     }
 
     /// A scope has left the line: turns that it took and did not use are not held against it.
     pub(crate) fn forget(&mut self, scope: &str) {
         for clock in self.priorities.values_mut() {
-            clock.latest.remove(scope);
+            match clock.used.get(scope) {
+                Some(used) => clock.latest.insert(scope.to_owned(), *used),
+                None => clock.latest.remove(scope),
+            };
         }
     }
 }
@@ -162,7 +170,7 @@ mod tests {
             let next = first(&self.waiting, |w| &w.1).unwrap();
             let (scope, place) = self.waiting.remove(next);
             pass(self.waiting.iter_mut().map(|w| &mut w.1), &place);
-            self.turns.went(&place);
+            self.turns.went(&place, scope);
             scope
         }
 
@@ -213,6 +221,21 @@ mod tests {
         line.ask("b", 0);
         line.ask("a", 0);
         assert_eq!(line.order(3), "bab");
+    }
+
+    #[test]
+    fn who_asks_and_leaves_holds_nobody_up() {
+        let mut line = Line::default();
+        (0..3).for_each(|_| line.ask("a", 0));
+        line.ask("b", 0);
+        assert_eq!(line.order(2), "ab");
+        for _ in 0..5 {
+            line.ask("b", 0);
+            line.waiting.retain(|w| w.0 != "b");
+            line.turns.forget("b");
+        }
+        line.ask("b", 0);
+        assert_eq!(line.order(3), "aba");
     }
 
     #[test]

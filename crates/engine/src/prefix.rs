@@ -449,7 +449,9 @@ impl Prefixes {
         }
         let unloaded = |a: &Arc<Adapter>| Arc::strong_count(a) == held[&Arc::as_ptr(a)];
         let gone = |root: &Root| root.adaptation.adapters.iter().any(unloaded);
-        let gone: Vec<Root> = self.roots.keys().filter(|r| gone(r)).cloned().collect();
+        let gone: Vec<&Root> = self.roots.keys().filter(|r| gone(r)).collect();
+        // Copies count as users: they are made when all is counted.
+        let gone: Vec<Root> = gone.into_iter().cloned().collect();
         for root in gone {
             let mut due: Vec<Id> = self.roots.remove(&root).into_iter().collect();
             while let Some(id) = due.pop() {

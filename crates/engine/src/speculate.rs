@@ -116,6 +116,19 @@ impl Guess {
         (self.ids, self.wanted) = (ids, 0);
     }
 
+    /// At most so many of them are run.
+    pub(crate) fn cut(&mut self, most: usize) {
+        if self.run > most {
+            match most {
+                0 => self.skip(),
+                _ => {
+                    self.ids.truncate(most);
+                    self.run = most;
+                }
+            }
+        }
+    }
+
     /// None of it is run after all.
     pub(crate) fn skip(&mut self) {
         self.ids.truncate(1);

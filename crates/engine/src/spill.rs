@@ -14,7 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +24,7 @@ use crate::error::Error;
 /// Bytes that may wait to be written; what comes beyond them is not kept.
 const WAITING: usize = 64 << 20;
 /// The file with the folder's secret. Who has it open with its lock has the folder.
-const KEY: &str = "key";
+const KEY: &str = "puna-cache.key";
 
 /// A folder of kept blocks.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ enum Job {
         bytes: Vec<u8>,
     },
     Read {
-        ticket: u64,
+        ask: Weak<()>,
         blocks: Vec<Wanted>,
         reply: Sender<Found>,
     },
@@ -113,7 +113,8 @@ pub(crate) struct Wanted {
 /// What was found of the blocks asked for, from the first on.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) ticket: u64,
+    /// Who asked.
+    pub(crate) ask: Weak<()>,
     pub(crate) blocks: Vec<Vec<u8>>,
     /// Whether that is all of them.
     pub(crate) all: bool,
@@ -215,13 +216,9 @@ impl Spill {
         }
     }
 
-    /// Asks for blocks, each behind the one before it.
-    pub(crate) fn read(&self, ticket: u64, blocks: Vec<Wanted>, reply: Sender<Found>) -> bool {
-        self.send(Job::Read {
-            ticket,
-            blocks,
-            reply,
-        })
+    /// Asks for blocks, each behind the one before it. They are not read if `ask` is dropped before.
+    pub(crate) fn read(&self, ask: Weak<()>, blocks: Vec<Wanted>, reply: Sender<Found>) -> bool {
+        self.send(Job::Read { ask, blocks, reply })
     }
 
     fn send(&self, job: Job) -> bool {
@@ -260,11 +257,8 @@ impl Shared {
                     }
                     self.waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
                 }
-                Job::Read {
-                    ticket,
-                    blocks,
-                    reply,
-                } => {
+                Job::Read { ask, .. } if ask.strong_count() == 0 => {}
+                Job::Read { ask, blocks, reply } => {
                     let found = blocks.iter().map_while(|wanted| self.read(wanted));
                     let found: Vec<_> = found.collect();
                     self.touch(&blocks[..found.len()]);
@@ -274,7 +268,7 @@ impl Shared {
                     useless.iter().for_each(|wanted| self.remove(&wanted.name));
                     // Nobody may wait any more.
                     let _ = reply.send(Found {
-                        ticket,
+                        ask,
                         all: found.len() == blocks.len(),
                         blocks: found,
                     });
@@ -419,6 +413,9 @@ fn secret(key: &mut File) -> io::Result<Secret> {
     if key.metadata()?.len() == secret.len() as u64 {
         key.read_exact(&mut secret)?;
         return Ok(secret);
+    }
+    if key.metadata()?.len() > secret.len() as u64 {
+        return Err(io::Error::other("it is longer than a key of a cache"));
     }
     getrandom::fill(&mut secret).map_err(io::Error::other)?;
     key.set_len(0)?;

@@ -34,6 +34,9 @@ const NAP: Duration = Duration::from_millis(2);
 /// How long what is kept may take to be written at the end.
 const SAVING: Duration = Duration::from_secs(10);
 
+/// Most tokens that all answers of a pass guess together.
+const GUESSED: usize = 64;
+
 /// Everything that the engine's thread owns.
 pub(crate) struct Engine<'t> {
     weights: &'t Weights,
@@ -227,7 +230,7 @@ impl<'t> Engine<'t> {
             self.left_line();
             let waiting = self.waiting.iter_mut().map(|e| &mut e.place);
             line::pass(waiting, &entry.place);
-            self.turns.went(&entry.place);
+            self.turns.went(&entry.place, &entry.root.scope);
             self.running.push(entry);
         }
     }
@@ -338,8 +341,9 @@ impl<'t> Engine<'t> {
         let Some(fetches) = &self.fetches else {
             return false;
         };
-        let mut fetch = e.fetch;
-        let waits = fetches.due(&mut fetch, e.place.number, || {
+        let mut fetch = std::mem::take(&mut self.running[entry].fetch);
+        let e = &self.running[entry];
+        let waits = fetches.due(&mut fetch, || {
             let blocks = self
                 .prefixes
                 .in_folder(&self.cache, &e.root, e.tokens(), AT_ONCE);
@@ -353,12 +357,9 @@ impl<'t> Engine<'t> {
     /// Takes in what was read from the folder.
     fn fetched(&mut self) {
         while let Some(found) = self.fetches.as_ref().and_then(Fetches::next) {
-            let mut running = self.running.iter_mut();
-            let Some(e) = running.find(|e| e.place.number == found.ticket && e.seq.is_none())
-            else {
-                continue;
-            };
-            let Fetch::Asked { at, .. } = e.fetch else {
+            let mut waiting = self.running.iter_mut().filter(|e| e.seq.is_none());
+            let asked = waiting.find_map(|e| Some((e.fetch.place_of(&found.ask)?, e)));
+            let Some((at, e)) = asked else {
                 continue;
             };
             let mut all = found.all;
@@ -388,8 +389,13 @@ impl<'t> Engine<'t> {
                 guess.put(ids);
             }
         }
+        // Their logits take memory, and the others wait for them.
+        let mut left = self.params.budget.saturating_sub(answers).min(GUESSED);
         for part in parts {
-            part.guessed = self.running[part.entry].guessed();
+            let e = &mut self.running[part.entry];
+            e.cut_guess(left);
+            part.guessed = e.guessed();
+            left -= part.guessed;
         }
     }
 

@@ -156,7 +156,12 @@ fn an_adapter_that_was_unloaded_is_let_go() {
     };
     assert_eq!(ask(Root::default(), 1), 0);
     assert_eq!((ask(root.clone(), 1), ask(root.clone(), 1)), (0, 96));
-    drop(root);
+    let another = Root {
+        scope: "b".to_owned(),
+        ..root.clone()
+    };
+    assert_eq!(ask(another.clone(), 1), 0);
+    drop((root, another));
     assert!(there.upgrade().is_some(), "its beginnings are kept");
     assert_eq!(ask(Root::default(), 1), 96, "others keep theirs");
     settled(&scheduler);

@@ -286,7 +286,7 @@ fn a_folder_is_ones_own() {
         use std::os::unix::fs::PermissionsExt;
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&folder), 0o700);
-        assert_eq!(mode(&folder.join("key")), 0o600);
+        assert_eq!(mode(&folder.join("puna-cache.key")), 0o600);
         let setup = setup("llama3");
         let scheduler = start(&setup, &spill, "m", small());
         ask(&setup, &scheduler, root("a", ""), &prompt(1, 100));
@@ -309,7 +309,7 @@ fn a_folder_is_ones_own() {
     assert!(folder.join("letter").exists() && !folder.join(half).exists());
     drop(spill);
     // Without its secret the files are another's.
-    fs::write(folder.join("key"), "short").unwrap();
+    fs::write(folder.join("puna-cache.key"), "short").unwrap();
     let spill = open(&folder);
     let setup = setup("llama3");
     let scheduler = start(&setup, &spill, "m", small());
