@@ -11,7 +11,7 @@ use crate::pages::{escape, page};
 use crate::router::{Route, routes};
 
 /// (path, parameter, type, what it says): the parameters in queries.
-const PARAMETERS: [(&str, &str, &str, &str); 6] = [
+const PARAMETERS: [(&str, &str, &str, &str); 8] = [
     (
         "/admin/usage",
         "from",
@@ -42,6 +42,18 @@ const PARAMETERS: [(&str, &str, &str, &str); 6] = [
         "head",
         "string",
         "A hash that was noted earlier and must be in the log",
+    ),
+    (
+        "/v1/adapters/{id}",
+        "model",
+        "string",
+        "Its model, where several have the name",
+    ),
+    (
+        "/lora-adapters",
+        "model",
+        "string",
+        "The model's name; default: the only one, or with --on-demand the first",
     ),
 ];
 
@@ -117,7 +129,10 @@ fn operation(route: &Route) -> Value {
         for (name, about) in api::fields(route.path) {
             fields[name] = json!({ "description": about });
         }
-        let schema = json!({ "type": "object", "properties": fields });
+        let mut schema = json!({ "type": "object", "properties": fields });
+        if route.path == "/lora-adapters" {
+            schema = json!({ "type": "array", "items": schema });
+        }
         operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     }

@@ -288,12 +288,13 @@ fn afford(used: &Used, quotas: &Quotas, tokens: u64, now: u64) -> Result<(), Api
     if let Some(tpm) = quotas.tpm
         && used.tokens.left() < tokens
     {
-        let what = match u64::from(tpm) < tokens {
-            true => {
-                format!("{tokens} tokens are more than the {tpm} a minute that the key may use")
-            }
-            false => format!("the key may use {tpm} tokens a minute"),
-        };
+        if u64::from(tpm) < tokens {
+            let what =
+                format!("{tokens} tokens are more than the {tpm} a minute that the key may use");
+            // No use in coming again.
+            return Err(ApiError::new(Kind::Tokens, what));
+        }
+        let what = format!("the key may use {tpm} tokens a minute");
         let wait = used.tokens.wait(tpm, tokens);
         return Err(ApiError::new(Kind::Tokens, what).retry_after(wait));
     }
@@ -350,8 +351,8 @@ mod tests {
         let (meter, key, q) = (Meter::default(), Arc::from("k"), quotas(0, 600, 0));
         let held = meter.hold(&key, &q, (600, 600), 0);
         meter.release(&key, &q, held.unwrap(), 0);
-        let wait_to_hold = |n| wait(meter.hold(&key, &q, (n, n), 0).map(drop), Kind::Tokens);
-        assert_eq!(wait_to_hold(700), 10_000);
+        let never = meter.hold(&key, &q, (700, 700), 0).unwrap_err();
+        assert_eq!((never.kind, never.retry_after), (Kind::Tokens, None));
         assert!(meter.admit(&key, &q, 0).0.is_ok());
         // An answer may overdraw: then the next one waits.
         meter.spend(&key, &q, 900, 0);

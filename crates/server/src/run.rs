@@ -50,6 +50,8 @@ const HEADERS: usize = 100;
 /// Serves these routes (mostly [`crate::routes()`]) until it is asked to end. Blocks the thread; the work is done by one or two threads of
 /// its own.
 ///
+/// `started` is called once it serves, and ends when it is asked to.
+///
 /// # Errors
 /// When the listener, the certificate or the threads cannot be used.
 pub fn run(
@@ -57,6 +59,7 @@ pub fn run(
     state: State,
     routes: Vec<Route>,
     shutdown: &Shutdown,
+    started: impl FnOnce(),
 ) -> Result<(), Error> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -66,7 +69,7 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(Error::io("start the server's threads"))?;
-    let result = runtime.block_on(serve(listener, state.clone(), routes, shutdown));
+    let result = runtime.block_on(serve(listener, state.clone(), routes, shutdown, started));
     // What still runs is cut here, and so has ended before the journal is closed.
     runtime.shutdown_timeout(Duration::from_secs(1));
     state.close();
@@ -78,6 +81,7 @@ async fn serve(
     state: State,
     routes: Vec<Route>,
     shutdown: &Shutdown,
+    started: impl FnOnce(),
 ) -> Result<(), Error> {
     let listen = || Error::io("listen");
     listener.set_nonblocking(true).map_err(listen())?;
@@ -95,6 +99,7 @@ async fn serve(
     let graceful = GracefulShutdown::new();
     let end = end(&state, shutdown);
     tokio::pin!(end);
+    started();
     loop {
         let next = async {
             // The semaphore is never closed.
@@ -169,18 +174,28 @@ where
     }
 }
 
-/// Until the end is asked for, by the caller or by the system.
-async fn end(state: &State, shutdown: &Shutdown) {
-    #[cfg(unix)]
-    if state.settings().terminate {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
+/// Until the end is asked for, by the caller or by the system. The system's signal is heard from now on.
+#[cfg(unix)]
+fn end(state: &State, shutdown: &Shutdown) -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let heard = state.settings().terminate;
+    let heard = heard
+        .then(|| signal(SignalKind::terminate()).ok())
+        .flatten();
+    let shutdown = shutdown.clone();
+    async move {
+        match heard {
+            Some(mut terminate) => tokio::select! {
                 () = shutdown.asked() => {}
                 _ = terminate.recv() => {}
-            }
-            return;
+            },
+            None => shutdown.asked().await,
         }
     }
-    shutdown.asked().await;
+}
+
+#[cfg(not(unix))]
+fn end(_: &State, shutdown: &Shutdown) -> impl Future<Output = ()> {
+    let shutdown = shutdown.clone();
+    async move { shutdown.asked().await }
 }

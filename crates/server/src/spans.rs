@@ -27,10 +27,13 @@ const WAIT: Duration = Duration::from_secs(1);
 const LAST: Duration = Duration::from_secs(5);
 
 /// (route, what it does in the words of the convention).
-const OPERATIONS: [(&str, &str); 3] = [
+const OPERATIONS: [(&str, &str); 6] = [
     ("/v1/chat/completions", "chat"),
     ("/v1/completions", "text_completion"),
+    ("/infill", "text_completion"),
     ("/v1/embeddings", "embeddings"),
+    ("/v1/rerank", "rerank"),
+    ("/rerank", "rerank"),
 ];
 
 /// The span of the client, from the header `traceparent`.

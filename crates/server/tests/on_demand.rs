@@ -44,7 +44,7 @@ fn tiny(id: &str, context: usize) -> Model {
         seed: None,
         max_tokens: None,
         adaptation: Adaptation::default(),
-        adapters: server::Adapters::default(),
+        adapters: server::Adapters::new(Arc::new(common::models::made)),
     }
 }
 
@@ -362,12 +362,12 @@ fn what_nobody_uses_is_unloaded_in_time() {
     assert_eq!(ask(json!(0)).status, 200);
     until("a goes at once", || !is_loaded(&server, "a"));
     ask(json!("soon")).refused(400, "invalid_request");
-    let metrics = server.get("/metrics", ADMIN).body;
-    assert!(metrics.contains("puna_models_loaded{} 0"), "{metrics}");
-    assert!(
-        metrics.contains("puna_model_unloads_total{model=\"a\",why=\"idle\"} 3"),
-        "{metrics}"
-    );
+    // Counted just after the list says so.
+    until("all three are counted", || {
+        let metrics = server.get("/metrics", ADMIN).body;
+        let idle = "puna_model_unloads_total{model=\"a\",why=\"idle\"} 3";
+        metrics.contains("puna_models_loaded{} 0") && metrics.contains(idle)
+    });
 }
 
 #[test]
@@ -427,6 +427,31 @@ fn unloading_gives_up_when_a_model_stays_in_use() {
     assert_eq!(complete(&server, "a").status, 200);
 }
 
+/// Adapters that a request loaded are nowhere else: their model stays.
+#[test]
+fn adapters_of_requests_keep_their_model() {
+    let shelf = Shelf {
+        fit: Some(1),
+        ..Shelf::default()
+    };
+    let (server, _shelf) = serve(shelf, "1s", SHORT);
+    let poet = json!({ "model": "a", "name": "poet", "adapter": "made-1" });
+    assert_eq!(post(&server, "/v1/adapters", &poet).status, 200);
+    let numbered = |path| server.get(path, ADMIN).json().as_array().unwrap().len();
+    assert_eq!(numbered("/lora-adapters"), 1);
+    assert_eq!(numbered("/lora-adapters?model=b:latest"), 0);
+    assert!(!is_loaded(&server, "b:latest"), "a list loads nothing");
+    std::thread::sleep(Duration::from_millis(1300));
+    complete(&server, "b:latest").refused(503, "not_ready");
+    let a = listed(&server)["a"].clone();
+    assert!(a["loaded"] == true && a["unloads_in"].is_null(), "{a}");
+    assert!(a["memory"].as_u64().unwrap() > EACH, "{a}");
+    assert_eq!(complete(&server, "a:poet").status, 200);
+    let unloaded = post(&server, "/v1/models/a/unload", &json!({}));
+    assert_eq!(unloaded.status, 200, "{unloaded:?}");
+    assert_eq!(complete(&server, "b:latest").status, 200);
+}
+
 #[test]
 fn a_broken_model_fails_its_own_requests() {
     let (server, shelf) = serve(Shelf::default(), "5m", LONG);
@@ -443,6 +468,8 @@ fn a_broken_model_fails_its_own_requests() {
     stream.token();
     assert_eq!(complete(&server, "b:latest").status, 200);
     assert_eq!(server.get("/ready", "").status, 200);
+    // It is not tried again at once.
+    complete(&server, "broken").refused(500, "internal_error");
     assert_eq!(shelf.loads("broken"), 1);
 }
 

@@ -36,7 +36,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     served.watch(&state);
     let mut routes = server::routes();
     routes.extend(server::api(&served));
-    greet(&listener, state.auth(), args)?;
+    let greeting = greeting(&listener, state.auth(), args)?;
     let shutdown = Shutdown::default();
     let (ended, _) = interrupt::listen(|| {
         let (asker, stopped) = (shutdown.clone(), std::sync::atomic::AtomicBool::new(false));
@@ -51,7 +51,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
                     std::thread::sleep(Duration::from_millis(100));
                 }
             });
-            let ended = server::run(listener, state, routes, &shutdown);
+            let ended = server::run(listener, state, routes, &shutdown, || out::note(&greeting));
             stopped.store(true, std::sync::atomic::Ordering::SeqCst);
             ended
         })
@@ -146,7 +146,7 @@ fn exporter(url: &str) -> Result<server::Exporter> {
     Ok(Arc::new(move |body| poster.json(body)))
 }
 
-fn greet(listener: &TcpListener, auth: Auth, args: &ServeArgs) -> Result<()> {
+fn greeting(listener: &TcpListener, auth: Auth, args: &ServeArgs) -> Result<String> {
     let scheme = if args.guard.tls_cert.is_some() {
         "https"
     } else {
@@ -156,9 +156,6 @@ fn greet(listener: &TcpListener, auth: Auth, args: &ServeArgs) -> Result<()> {
         Auth::Keys => "API keys needed",
         Auth::Open => "no API key needed",
     };
-    out::note(&format!(
-        "listening at {scheme}://{} ({who})",
-        listener.local_addr()?
-    ));
-    Ok(())
+    let address = listener.local_addr()?;
+    Ok(format!("listening at {scheme}://{address} ({who})"))
 }

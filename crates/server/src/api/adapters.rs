@@ -5,7 +5,7 @@
 //! only in [`Adapters::load`], for whoever has the scope admin.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{Adaptation, Scheduler};
@@ -38,6 +38,8 @@ pub struct Adapters {
     list: Mutex<Vec<Arc<Named>>>,
     /// What requests use that choose nothing: numbers and scales, as llama.cpp sets them.
     standing: Mutex<Vec<(u64, f32)>>,
+    /// A request has changed them: the model loaded anew would not have them.
+    changed: AtomicBool,
 }
 
 /// An adapter that is loaded.
@@ -147,6 +149,30 @@ impl Adapters {
         Ok(())
     }
 
+    /// The same for a request: the model stays loaded from then on.
+    pub(crate) fn load_asked(
+        &self,
+        scheduler: &Scheduler,
+        id: &str,
+        word: &str,
+        scale: Option<f32>,
+        created: u64,
+    ) -> Result<(), ApiError> {
+        self.load(scheduler, id, word, scale, created)?;
+        self.changed.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether they are others than those that the model began with.
+    pub(crate) fn changed(&self) -> bool {
+        self.changed.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of memory that they take.
+    pub(crate) fn bytes(&self) -> u64 {
+        lock(&self.list).iter().map(|a| a.info.bytes).sum()
+    }
+
     /// Forgets one. Requests that run with it go on with it.
     pub(crate) fn unload(&self, id: &str) -> Result<(), ApiError> {
         let mut list = lock(&self.list);
@@ -154,6 +180,7 @@ impl Adapters {
         let place = place.ok_or_else(|| unknown(id, &list))?;
         let gone = list.remove(place);
         lock(&self.standing).retain(|(number, _)| *number != gone.number);
+        self.changed.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -190,6 +217,7 @@ impl Adapters {
         let found = self.find(&wanted("scales", list)?)?;
         let all = found.iter().map(|(a, scale)| (a.number, *scale));
         *lock(&self.standing) = all.collect();
+        self.changed.store(true, Ordering::SeqCst);
         Ok(())
     }
 

@@ -219,6 +219,15 @@ fn hold(
     Ok((held, limits))
 }
 
+/// Refuses too many choices.
+pub(crate) fn few(prompts: usize, n: usize) -> Result<(), ApiError> {
+    if prompts.saturating_mul(n) > MOST_CHOICES {
+        let what = format!("prompts times n may be {MOST_CHOICES} at most");
+        return Err(ApiError::new(Kind::Invalid, what).param("n"));
+    }
+    Ok(())
+}
+
 /// Puts all choices of a request in line.
 pub(crate) fn submit(
     call: &Call,
@@ -226,10 +235,7 @@ pub(crate) fn submit(
     prompts: &[Vec<u32>],
     asked: &Asked,
 ) -> Result<Vec<Choice>, ApiError> {
-    if prompts.len().saturating_mul(asked.n) > MOST_CHOICES {
-        let what = format!("prompts times n may be {MOST_CHOICES} at most");
-        return Err(ApiError::new(Kind::Invalid, what).param("n"));
-    }
+    few(prompts.len(), asked.n)?;
     let (mut held, limits) = hold(call, model, prompts, asked)?;
     let mut choices = Vec::new();
     for (prompt, limit) in prompts.iter().zip(limits) {
@@ -285,12 +291,14 @@ fn tally(call: &Call, model: &Arc<Model>, chosen: &Chosen) -> Tally {
 const AT_ONCE: usize = 32;
 
 /// Runs what is answered with one update, a few at a time, so that a request of many texts does not
-/// fill the line. Returns the last update of each, in their order.
+/// fill the line. Returns the last update of each, in their order. `bill`: whether their tokens are
+/// counted here.
 pub(crate) async fn each(
     call: &Call,
     model: &Arc<Model>,
     chosen: &Chosen,
     jobs: Vec<(Vec<u32>, Want)>,
+    bill: bool,
 ) -> Result<Vec<Update>, ApiError> {
     let context = model.scheduler.params().context;
     let longest = jobs.iter().map(|(prompt, _)| prompt.len()).max();
@@ -322,7 +330,7 @@ pub(crate) async fn each(
         done.push(loop {
             match replies.next().await {
                 // What never ran costs nothing.
-                Some(Update::Started(_)) => tally.prompt = tokens,
+                Some(Update::Started(_)) => tally.prompt = if bill { tokens } else { 0 },
                 Some(Update::Failed(error)) => return Err(error.into()),
                 Some(update) => break update,
                 None => return Err(engine::Error::Stopped.into()),

@@ -41,6 +41,10 @@ pub(crate) async fn answer(mut call: Call) -> Result<Response, ApiError> {
         let (model, prompt) = (model.clone(), prompt.clone());
         aside(move || prompts(&model, "prompt", &prompt)).await?
     };
+    if ids.iter().any(Vec::is_empty) {
+        return Err(ApiError::from(engine::Error::EmptyPrompt).param("prompt"));
+    }
+    ask::few(ids.len(), asked.n)?;
     let echo = match asked.echo {
         true => repeated(&call, &model, &prompt, &ids, &asked).await?,
         false => Vec::new(),
@@ -75,7 +79,8 @@ async fn repeated(
         Some(top) => {
             let long = ids.iter().filter(|ids| ids.len() > 1).cloned();
             let jobs = long.map(|ids| (ids, Want::Score { from: 1, top }));
-            ask::each(call, model, &asked.chosen, jobs.collect()).await?
+            // The answers bill the prompts.
+            ask::each(call, model, &asked.chosen, jobs.collect(), false).await?
         }
         None => Vec::new(),
     }
@@ -96,7 +101,11 @@ async fn repeated(
             let known = std::iter::once(None).chain(found.into_iter().map(Some));
             tokens = ids.iter().copied().zip(known).collect();
             // What the tokenizer put before a text is no part of it.
-            if given.is_string() && ids.first().copied() == model.tokenizer().bos() {
+            if given.is_string()
+                && ids
+                    .first()
+                    .is_some_and(|id| Some(*id) == model.tokenizer().bos())
+            {
                 tokens.remove(0);
             }
         }

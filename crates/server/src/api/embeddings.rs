@@ -100,7 +100,7 @@ pub(crate) async fn vectors(
     pooling: Pooling,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let jobs = texts.into_iter().map(|ids| (ids, Want::Embedding(pooling)));
-    let found = ask::each(call, model, chosen, jobs.collect()).await?;
+    let found = ask::each(call, model, chosen, jobs.collect(), true).await?;
     let vector = |update| match update {
         Update::Embedding(vector) => vector,
         _ => Vec::new(),

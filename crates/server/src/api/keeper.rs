@@ -5,6 +5,7 @@
 //! way, the one first that was used longest ago; while too few are idle, requests wait. What nobody
 //! has used for its time is unloaded.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
@@ -87,7 +88,12 @@ pub(crate) struct Keeper {
     wants: Vec<Want>,
     /// Unloadings that wait for the end of requests: (id, until, reply).
     unloads: Vec<(String, Instant, Done)>,
+    /// Models that could not be loaded, and when that was tried.
+    failed: HashMap<String, (Instant, ApiError)>,
 }
+
+/// How long a model that could not be loaded is not tried again: each try may cost others theirs.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// How long a model that nobody holds a lease of may still be held by what is just ending.
 const LINGER: Duration = Duration::from_secs(10);
@@ -106,6 +112,7 @@ impl Keeper {
             inbox,
             wants: Vec::new(),
             unloads: Vec::new(),
+            failed: HashMap::new(),
         }
     }
 
@@ -224,7 +231,7 @@ impl Keeper {
     }
 
     /// Sees to it that a model is loaded.
-    fn load(&self, id: &str) -> Result<(), Not> {
+    fn load(&mut self, id: &str) -> Result<(), Not> {
         self.unload(
             |r| r.model.id == id && !r.model.scheduler.is_alive(),
             Why::Stopped,
@@ -240,11 +247,20 @@ impl Keeper {
             Some(true) => return Err(Not::Now(later(format!("{id} is being unloaded")))),
             None => {}
         }
-        let loader = &self.on.loader;
+        self.failed.retain(|_, (at, _)| at.elapsed() < AGAIN);
+        if let Some((_, error)) = self.failed.get(id) {
+            return Err(Not::Ever(error.clone()));
+        }
+        let loader = self.on.loader.clone();
         let need = guarded(id, || loader.need(id))?;
         let room = self.make_room(id, need)?;
         let began = Instant::now();
-        let loaded: Loaded = guarded(id, || loader.load(id, room))?;
+        let loaded: Result<Loaded, Not> = guarded(id, || loader.load(id, room));
+        if let Err(Not::Ever(error)) = &loaded {
+            let failed = (Instant::now(), error.clone());
+            self.failed.insert(id.to_owned(), failed);
+        }
+        let loaded = loaded?;
         let seconds = began.elapsed().as_secs_f64();
         self.state
             .metrics()
@@ -271,8 +287,8 @@ impl Keeper {
         }
         let sum = |idle: bool| -> u64 {
             let list = self.residents.list();
-            let those = list.iter().filter(|r| !idle || r.leases == 0);
-            those.fold(0, |sum, r| sum.saturating_add(r.bytes))
+            let those = list.iter().filter(|r| !idle || r.spare());
+            those.fold(0, |sum, r| sum.saturating_add(r.taken()))
         };
         let (taken, idle) = (sum(false), sum(true));
         if need > all.saturating_sub(taken.saturating_sub(idle)) {
@@ -290,12 +306,12 @@ impl Keeper {
             }
             let oldest = {
                 let list = self.residents.list();
-                let idle = list.iter().filter(|r| r.leases == 0);
+                let idle = list.iter().filter(|r| r.spare());
                 idle.min_by_key(|r| r.used).map(|r| r.model.id.clone())
             };
             // A request may have come to an idle one meanwhile.
             let gone = oldest.is_some_and(|oldest| {
-                self.unload(|r| r.model.id == oldest && r.leases == 0, Why::Memory)
+                self.unload(|r| r.model.id == oldest && r.spare(), Why::Memory)
             });
             if !gone {
                 return Err(Not::Now(later(format!("{id} waits for memory"))));
@@ -310,19 +326,16 @@ impl Keeper {
         };
         let id = gone.model.id.clone();
         tracing::info!("{id} is unloaded ({})", why.name());
+        let metrics = self.state.metrics();
+        metrics.add(Metric::ModelUnloads, &[&id, why.name()], 1);
+        self.count();
         if gone.leases == 0 {
             end(gone.model);
         }
-        let metrics = self.state.metrics();
-        metrics.add(Metric::ModelUnloads, &[&id, why.name()], 1);
-        for gauge in [
-            Metric::QueueDepth,
-            Metric::CachePagesUsed,
-            Metric::CachePages,
-        ] {
+        // After its end: who looked just before may have set them.
+        for gauge in super::watch::GAUGES {
             metrics.set(gauge, &[&id], 0);
         }
-        self.count();
         true
     }
 

@@ -33,8 +33,16 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
         "scale",
         "For requests that say none [default: the adapter's own]",
     ),
+    ("/lora-adapters", "id", "Its number or name"),
+    ("/lora-adapters", "scale", "Its scale"),
+    ("/v1/load_lora_adapter", "model", super::MODEL),
     ("/v1/load_lora_adapter", "lora_name", "`name`"),
     ("/v1/load_lora_adapter", "lora_path", "`adapter`"),
+    (
+        "/v1/unload_lora_adapter",
+        "model",
+        "Its model, where several have the name",
+    ),
     ("/v1/unload_lora_adapter", "lora_name", "The name"),
 ];
 
@@ -82,8 +90,11 @@ pub(super) fn routes(served: &Arc<Served>) -> Vec<Route> {
             Access::Known,
             "llama.cpp's list of them",
             move |uri: Uri| async move {
-                let lease = of_query(&numbered, &uri).await?;
-                Ok::<_, ApiError>(axum::Json(lease.model.adapters.numbered()))
+                let [model] = parameters(&uri, ["model"])?;
+                // A list loads no model.
+                let model = numbered.there(model.as_deref());
+                let list = model.map_or(Vec::new(), |m| m.adapters.numbered());
+                Ok::<_, ApiError>(axum::Json(list))
             },
         ),
         route(
@@ -91,8 +102,9 @@ pub(super) fn routes(served: &Arc<Served>) -> Vec<Route> {
             "/lora-adapters",
             ADMIN,
             "The scales of requests that choose nothing: a list of `id` and `scale`",
-            move |uri: Uri, Json(body): Json<Vec<Value>>| async move {
+            move |Extension(who): Extension<Principal>, uri: Uri, Json(body): Json<Vec<Value>>| async move {
                 let lease = of_query(&stand, &uri).await?;
+                lease.model.id.clone_into(&mut who.request.notes().model);
                 lease.model.adapters.stand(&body)?;
                 Ok::<_, ApiError>(axum::Json(json!({ "success": true })))
             },
@@ -118,7 +130,7 @@ pub(super) fn routes(served: &Arc<Served>) -> Vec<Route> {
 async fn of_query(served: &Served, uri: &Uri) -> Result<Lease, ApiError> {
     let [model] = parameters(uri, ["model"])?;
     let body = model.map(|id| ("model".to_owned(), json!(id)));
-    served.of(&body.into_iter().collect()).await
+    served.of(&body.into_iter().collect(), false).await
 }
 
 /// The loaded model that has an adapter.
@@ -179,15 +191,18 @@ async fn loaded(
     scale: Option<f32>,
 ) -> Result<Response, ApiError> {
     let model = call.model().await?;
-    call.state.account(&call.who, &model.id, &name, 0, 0);
+    model.id.clone_into(&mut call.who.request.notes().model);
+    let (id, called) = (model.id.clone(), name.clone());
     let created = call.state.clock().now() / 1000;
     let about = aside(move || {
         let (adapters, scheduler) = (&model.adapters, &model.scheduler);
-        adapters.load(scheduler, &name, &word, scale, created)?;
+        adapters.load_asked(scheduler, &name, &word, scale, created)?;
         let all = adapters.about(&model.id).into_iter();
         Ok(all.filter(|a| a["id"] == *name).collect::<Vec<Value>>())
     });
     let about = about.await?.pop().unwrap_or_default();
+    // Only now: a name that was refused may be anything.
+    call.state.account(&call.who, &id, &called, 0, 0);
     Ok(axum::Json(about).into_response())
 }
 

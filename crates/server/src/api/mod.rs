@@ -35,7 +35,7 @@ pub use self::adapters::{Adapters, Opener};
 use crate::auth::Access;
 use crate::error::{ApiError, Kind};
 use crate::json::Json;
-use crate::principal::{Principal, Scope};
+use crate::principal::{LOCAL, Principal, Scope};
 use crate::router::{Route, route};
 use crate::state::State;
 
@@ -113,16 +113,25 @@ struct Call {
 impl Call {
     /// The model that the body names, loaded. It stays until the request has ended.
     async fn model(&self) -> Result<Arc<Model>, ApiError> {
-        let lease = self.served.of(&self.body).await?;
+        let lease = self.served.of(&self.body, self.keeps()).await?;
         let model = lease.model.clone();
         self.who.request.notes().lease = Some(lease);
         Ok(model)
     }
 }
 
+impl Call {
+    /// Whether its `keep_alive` counts: one key's would bind all others.
+    fn keeps(&self) -> bool {
+        let open = self.state.settings().no_auth || *self.who.key == *LOCAL;
+        open || self.who.may(Scope::Admin)
+    }
+}
+
 /// (route, field, what it says) of the routes that no table of parameters describes.
 const FIELDS: &[(&str, &str, &str)] = &[
     ("/v1/embeddings", "model", MODEL),
+    ("/v1/embeddings", "keep_alive", KEEP_ALIVE),
     (
         "/v1/embeddings",
         "input",
@@ -137,16 +146,27 @@ const FIELDS: &[(&str, &str, &str)] = &[
         "Whether vectors have length 1",
     ),
     ("/v1/embeddings", "adapters", ADAPTERS),
+    ("/v1/embeddings", "lora", "The same"),
+    ("/v1/embeddings", "user", "Not looked at"),
     ("/tokenize", "model", MODEL),
+    ("/tokenize", "keep_alive", KEEP_ALIVE),
     ("/tokenize", "content", "The text"),
     ("/tokenize", "add_special", "Begin as a prompt begins"),
+    (
+        "/tokenize",
+        "parse_special",
+        "Take names of special tokens for them",
+    ),
     ("/tokenize", "with_pieces", "Each token's text as well"),
     ("/detokenize", "model", MODEL),
+    ("/detokenize", "keep_alive", KEEP_ALIVE),
     ("/detokenize", "tokens", "The ids"),
     ("/apply-template", "model", MODEL),
+    ("/apply-template", "keep_alive", KEEP_ALIVE),
     ("/apply-template", "messages", "The conversation"),
 ];
 const MODEL: &str = "The model's name; left out: the only one, or with --on-demand the first";
+const KEEP_ALIVE: &str = "How long the model stays loaded afterwards, with --on-demand; where keys are demanded, an admin's";
 const ADAPTERS: &str = "Adapters to use, as `id` and `scale`";
 
 /// The fields that the body of a route may have, and what they say.
@@ -301,7 +321,9 @@ where
                         Json(mut body): Json<Body>| {
         let (served, answer) = (served.clone(), answer.clone());
         async move {
-            adapters::unfold(&served, &mut body).await?;
+            if access == Access::Needs(Scope::Inference) {
+                adapters::unfold(&served, &mut body).await?;
+            }
             let call = Call {
                 served,
                 state,

@@ -79,10 +79,7 @@ impl Asked {
                 unknown.push(name.chars().take(64).collect::<String>());
             }
         }
-        if !unknown.is_empty() {
-            let (count, some) = (unknown.len(), &unknown[..unknown.len().min(8)]);
-            tracing::warn!("a request says {count} things that are unknown: {some:?}");
-        }
+        say_unknown(&unknown);
         let options = given(body, "stream_options").map(|v| {
             let options = v.as_object();
             options.ok_or_else(|| invalid("stream_options", "must be an object"))
@@ -114,6 +111,14 @@ impl Asked {
             echo: flag(body, "echo")?,
             chosen: adapters::chosen(model, body).await?,
         })
+    }
+}
+
+/// One line for all that a request says and nobody knows.
+pub(crate) fn say_unknown(names: &[String]) {
+    if !names.is_empty() {
+        let (count, some) = (names.len(), &names[..names.len().min(8)]);
+        tracing::warn!("a request says {count} things that are unknown: {some:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use text::Special;
 
 use super::adapters::{self, Chosen};
-use super::params::{flag, given, number};
+use super::params::{flag, given, number, say_unknown};
 use super::{Call, Model, aside, ask, embeddings, invalid};
 use crate::error::{ApiError, Kind};
 
@@ -28,6 +28,7 @@ const PATH: &str = "/v1/rerank";
 /// (route, field, what it says)
 pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     (PATH, "model", super::MODEL),
+    (PATH, "keep_alive", super::KEEP_ALIVE),
     (PATH, "query", "A text"),
     (
         PATH,
@@ -124,6 +125,7 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
 
 /// Refuses what would change the result and is not done; says or refuses what is unknown.
 fn check(call: &Call) -> Result<(), ApiError> {
+    let mut unknown = Vec::new();
     for name in call.body.keys() {
         if REFUSED.contains(&name.as_str()) && given(&call.body, name).is_some() {
             return Err(invalid(
@@ -136,9 +138,10 @@ fn check(call: &Call) -> Result<(), ApiError> {
             if call.served.strict {
                 return Err(invalid(&name, "is unknown, and this server is strict"));
             }
-            tracing::warn!("a request says {name:?}, which is unknown");
+            unknown.push(name);
         }
     }
+    say_unknown(&unknown);
     Ok(())
 }
 
@@ -215,7 +218,7 @@ async fn by_likelihood(
     })
     .await?;
     let tokens = jobs.iter().map(|(ids, _)| ids.len()).sum();
-    let found = ask::each(call, model, chosen, jobs).await?;
+    let found = ask::each(call, model, chosen, jobs, true).await?;
     let mean = |update: &Update| match update {
         Update::Scores(list) if !list.is_empty() => {
             let sum: f64 = list.iter().map(|l| l.logprob.max(-9999.0)).sum();

@@ -171,12 +171,30 @@ impl Served {
     /// The names of a model and of an adapter, if a word is the two of them: `MODEL:ADAPTER`.
     pub(crate) async fn with_adapter(&self, word: &str) -> Option<(String, String)> {
         let (base, adapter) = word.rsplit_once(':')?;
+        // Steady use asks for no new list.
+        let has = |m: &Model| m.id == base && m.adapters.has(adapter);
+        if !self.residents.has(word) && !self.loaded(has).is_empty() {
+            let offers = self.offers(false).await.ok()?;
+            if offers.iter().all(|offer| offer.id != word) {
+                return Some((base.to_owned(), adapter.to_owned()));
+            }
+        }
         let two = self.check(word).await.is_err() && self.check(base).await.is_ok();
         two.then(|| (base.to_owned(), adapter.to_owned()))
     }
 
-    /// The model that a body names, loaded; the default one if it names none.
-    pub(crate) async fn of(&self, body: &Body) -> Result<Lease, ApiError> {
+    /// The model of this name if it is loaded; without a name the default or only one.
+    pub(crate) fn there(&self, id: Option<&str>) -> Option<Arc<Model>> {
+        let id = id.or(self.default.as_deref());
+        match &self.loaded(|m| id.is_none_or(|id| m.id == id))[..] {
+            [only] => Some(only.clone()),
+            _ => None,
+        }
+    }
+
+    /// The model that a body names, loaded; the default one if it names none. `keeps`: whether its
+    /// `keep_alive` counts.
+    pub(crate) async fn of(&self, body: &Body, keeps: bool) -> Result<Lease, ApiError> {
         let keep = match body.get("keep_alive").filter(|v| !v.is_null()) {
             None => None,
             Some(value) => Some(KeepAlive::of_json(value).ok_or_else(|| {
@@ -184,6 +202,7 @@ impl Served {
                 invalid("keep_alive", what)
             })?),
         };
+        let keep = keep.filter(|_| keeps);
         match (body.get("model"), &self.default) {
             (Some(Value::String(id)), _) => self.lend(id, keep).await,
             (None | Some(Value::Null), Some(id)) => self.lend(id, keep).await,
@@ -367,7 +386,7 @@ fn about(id: &str, resident: Option<&Resident>, offer: Option<&Offer>) -> Value 
         let left = resident
             .due()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        about["memory"] = json!(resident.bytes);
+        about["memory"] = json!(resident.taken());
         about["unloads_in"] = json!(left.map(|left| left.as_secs()));
     }
     about
@@ -389,8 +408,8 @@ pub(crate) struct Resident {
     pub(crate) model: Arc<Model>,
     /// The same model loaded again is another.
     serial: u64,
-    /// What it takes of the memory for models.
-    pub(crate) bytes: u64,
+    /// What it takes of the memory for models, without its adapters.
+    bytes: u64,
     pub(crate) leases: usize,
     /// When its last lease began or ended.
     pub(crate) used: Instant,
@@ -400,9 +419,19 @@ pub(crate) struct Resident {
 }
 
 impl Resident {
+    /// Whether it may give way: nobody uses it, and loaded anew it is the same.
+    pub(crate) fn spare(&self) -> bool {
+        self.leases == 0 && !self.model.adapters.changed()
+    }
+
+    /// What it takes of the memory for models, with its adapters.
+    pub(crate) fn taken(&self) -> u64 {
+        self.bytes.saturating_add(self.model.adapters.bytes())
+    }
+
     /// When it is to be unloaded, if nobody uses it until then.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let span = self.keep.span().filter(|_| self.leases == 0)?;
+        let span = self.keep.span().filter(|_| self.spare())?;
         self.used.checked_add(span)
     }
 }

@@ -155,7 +155,7 @@ pub const PARAMS: &[Param] = &[
         "keep_alive",
         All,
         Honoured,
-        "How long the model stays loaded afterwards, with --on-demand: seconds, or a time like `5m`; 0: not at all, -1: for ever",
+        "How long the model stays loaded afterwards, with --on-demand: seconds, or a time like `5m`; 0: not at all, -1: for ever; where keys are demanded it counts with the scope admin only",
     ),
     (
         "messages",

@@ -6,6 +6,15 @@ use super::{Model, Served};
 use crate::metrics::{Metric, Metrics};
 use crate::state::State;
 
+/// What an engine has now; nothing when its model is unloaded.
+pub(super) const GAUGES: [Metric; 5] = [
+    Metric::QueueDepth,
+    Metric::Running,
+    Metric::CachePagesUsed,
+    Metric::CachePages,
+    Metric::PrefixPages,
+];
+
 impl Served {
     /// Lets the server's metrics say what the models' engines do.
     pub fn watch(self: &Arc<Served>, state: &State) {
@@ -21,14 +30,9 @@ impl Served {
 
 fn show(metrics: &Metrics, model: &Model) {
     let (id, stats) = (&[model.id.as_str()][..], model.scheduler.stats());
-    let gauges = [
-        (Metric::QueueDepth, stats.waiting),
-        (Metric::Running, stats.running),
-        (Metric::CachePagesUsed, stats.pages.0),
-        (Metric::CachePages, stats.pages.1),
-        (Metric::PrefixPages, stats.kept),
-    ];
-    for (metric, now) in gauges {
+    let (used, there) = stats.pages;
+    let now = [stats.waiting, stats.running, used, there, stats.kept];
+    for (metric, now) in GAUGES.into_iter().zip(now) {
         metrics.set(metric, id, i64::try_from(now).unwrap_or(i64::MAX));
     }
     let totals = [

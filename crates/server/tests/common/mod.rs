@@ -40,7 +40,8 @@ impl Server {
         let address = listener.local_addr().expect("an address");
         let (shutdown, shared) = (Shutdown::default(), state.clone());
         let asked = shutdown.clone();
-        let thread = std::thread::spawn(move || server::run(listener, shared, routes, &asked));
+        let thread =
+            std::thread::spawn(move || server::run(listener, shared, routes, &asked, || ()));
         Server {
             address,
             state,

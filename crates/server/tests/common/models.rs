@@ -48,7 +48,7 @@ pub fn with_tokenizer(context: usize, tokenizer: Tokenizer) -> Model {
 }
 
 /// `made-N` is an adapter of random numbers, no two alike.
-fn made(scheduler: &Scheduler, word: &str) -> Result<(Adapter, f32), ApiError> {
+pub fn made(scheduler: &Scheduler, word: &str) -> Result<(Adapter, f32), ApiError> {
     let seed: Option<u32> = word.strip_prefix("made-").and_then(|n| n.parse().ok());
     let seed = seed.ok_or_else(|| ApiError::new(Kind::Adapter, format!("there is no {word}")))?;
     let weights = scheduler.weights();
