@@ -63,7 +63,7 @@ pub enum Form {
     Gauge,
     /// Counts of values up to each bound.
     Histogram(&'static [f64]),
-    /// A histogram that is counted elsewhere, by [`SIZES`].
+    /// A histogram that is counted elsewhere, in powers of two up to 256.
     Sizes,
 }
 
@@ -430,7 +430,7 @@ impl Metrics {
         }
     }
 
-    /// The sizes, which are counted elsewhere: how many up to each of [`SIZES`] and beyond, and
+    /// The sizes, which are counted elsewhere: how many up to each power of two to 256 and beyond, and
     /// their sum.
     pub fn sizes(&self, metric: Metric, values: &[&str], counts: &[u64], sum: u64) {
         if let (Series::Sizes(family), labels) = self.find(metric, values) {
