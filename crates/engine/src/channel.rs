@@ -13,6 +13,8 @@ struct State<T> {
     queue: VecDeque<T>,
     /// Of a task that waits.
     waker: Option<Waker>,
+    /// Threads that wait.
+    waiting: usize,
     sends: bool,
     listens: bool,
 }
@@ -32,9 +34,12 @@ impl<T> Shared<T> {
     }
 
     fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
-        let waker = state.waker.take();
+        let (waker, waiting) = (state.waker.take(), state.waiting);
         drop(state);
-        self.bell.notify_one();
+        // Ringing asks the system, also where nobody is.
+        if waiting > 0 {
+            self.bell.notify_one();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -55,6 +60,7 @@ pub(crate) fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
         state: Mutex::new(State {
             queue: VecDeque::new(),
             waker: None,
+            waiting: 0,
             sends: true,
             listens: true,
         }),
@@ -77,13 +83,27 @@ impl<T> Sender<T> {
 
     /// Sends a value; false if there is no room, or nobody listens.
     pub(crate) fn send(&self, value: T) -> bool {
+        let put = self.put(value);
+        self.ring();
+        put
+    }
+
+    /// The same, but the receiver hears of it at the next [`Sender::ring`].
+    pub(crate) fn put(&self, value: T) -> bool {
         let mut state = self.0.lock();
         if !state.listens || state.queue.len() >= self.0.capacity {
             return false;
         }
         state.queue.push_back(value);
-        self.0.wake(state);
         true
+    }
+
+    /// Wakes the receiver if there is something for it.
+    pub(crate) fn ring(&self) {
+        let state = self.0.lock();
+        if !state.queue.is_empty() {
+            self.0.wake(state);
+        }
     }
 }
 
@@ -96,7 +116,8 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<T>> {
+    /// [`Receiver::next`], for whoever is polled.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.0.lock();
         match state.queue.pop_front() {
             Some(value) => Poll::Ready(Some(value)),
@@ -121,8 +142,10 @@ impl<T> Receiver<T> {
                 Some(value) => return Some(value),
                 None if !state.sends => return None,
                 None => {
+                    state.waiting += 1;
                     let waited = self.0.bell.wait(state);
                     state = waited.unwrap_or_else(PoisonError::into_inner);
+                    state.waiting -= 1;
                 }
             }
         }

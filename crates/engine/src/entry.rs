@@ -406,6 +406,11 @@ impl<'t> Entry<'t> {
         self.updates.send(last);
     }
 
+    /// Wakes whoever waits for what the last pass has made.
+    pub(crate) fn ring(&self) {
+        self.updates.ring();
+    }
+
     fn send(&self, update: Update) {
         // Room was checked; if nobody listens any more, the next step ends it.
         self.updates.send(update);
@@ -425,7 +430,7 @@ impl<'t> Entry<'t> {
     }
 }
 
-/// Turns an answer's events into updates.
+/// Turns an answer's events into updates, which are heard at the next ring.
 fn sender(updates: &Sender<Update>) -> impl FnMut(Event) -> Flow {
     |event| {
         let update = match event {
@@ -437,7 +442,7 @@ fn sender(updates: &Sender<Update>) -> impl FnMut(Event) -> Flow {
             Event::Text(text) => Update::Text(text.to_owned()),
             Event::Prompt(_) | Event::Shift { .. } => return Flow::Continue,
         };
-        match updates.send(update) {
+        match updates.put(update) {
             true => Flow::Continue,
             false => Flow::Stop,
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::channel::Receiver;
@@ -125,6 +126,11 @@ impl Replies {
     /// The next update; `None` after the last one, or if the scheduler ended.
     pub async fn next(&mut self) -> Option<Update> {
         self.updates.next().await
+    }
+
+    /// [`Replies::next`], for whoever is polled.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
+        self.updates.poll(context)
     }
 
     /// The next update, for threads that may wait.

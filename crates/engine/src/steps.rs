@@ -275,6 +275,7 @@ impl<'t> Engine<'t> {
                 Ok(Some(end)) => over.push((part.entry, Ok(end))),
                 Err(error) => over.push((part.entry, Err(error))),
             }
+            self.running[part.entry].ring();
         }
         over.sort_by_key(|(entry, _)| *entry);
         for (entry, how) in over.into_iter().rev() {

@@ -1,7 +1,9 @@
 //! Requests to the engine, and what they used.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use engine::{
@@ -57,7 +59,20 @@ pub(crate) struct Choice {
 impl Choice {
     /// The next update, counted.
     pub(crate) async fn next(&mut self) -> Result<Update, ApiError> {
-        let update = self.replies.next().await;
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// [`Choice::next`], for whoever is polled.
+    pub(crate) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Update, ApiError>> {
+        self.replies
+            .poll_next(context)
+            .map(|update| self.counted(update))
+    }
+
+    fn counted(&mut self, update: Option<Update>) -> Result<Update, ApiError> {
         if let Some(Update::Started(_)) = &update {
             self.tally.prompt = self.bill;
         }

@@ -101,6 +101,17 @@ impl Shape {
         self.chunk(json!([choice]), Value::Null)
     }
 
+    /// What [`Shape::more`] writes before and after a text of this choice that has no
+    /// log-probabilities: only the text differs from one token to the next.
+    pub(crate) fn around(&self, index: usize) -> (String, String) {
+        // Nobody can have put it into another field, for nobody knows it yet.
+        let mark = crate::random_hex::<16>();
+        let whole = self.more(index, &mark, Value::Null).to_string();
+        let parts = whole.split_once(&format!("\"{mark}\""));
+        let (before, after) = parts.unwrap_or_default();
+        (before.to_owned(), after.to_owned())
+    }
+
     /// The last chunk of a choice.
     pub(crate) fn last(
         &self,

@@ -1,9 +1,14 @@
-//! Answers as they are made: server-sent events, written by a task of their own.
+//! Answers as they are made: server-sent events, written when the connection asks for more.
 //!
-//! The task ends when its client leaves, and with it the requests to the engine. What fails after
-//! the first byte is said in the stream, which then ends without `[DONE]`.
+//! A token goes from the engine's channel to the socket without a task between them: the body of
+//! the answer holds the requests to the engine, takes what they have, and gives all of it away at
+//! once, one event a token. It is dropped when its client leaves, and with it the requests. What
+//! fails after the first byte is said in the stream, which then ends without `[DONE]`.
 
 use std::convert::Infallible;
+use std::fmt::Display;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,66 +16,20 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use engine::{Generation, Start, Update};
+use engine::{Start, Update};
 use hyper::body::{Body as HttpBody, Frame};
-use serde_json::Value;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::JoinSet;
+use tokio::time::Interval;
 
 use super::Model;
 use super::ask::{Choice, PING, Used};
 use super::shape::Shape;
 use crate::error::{ApiError, Kind};
 
-/// Events that may wait for their client.
-const EVENTS: usize = 16;
+/// Bytes after which what waits is given away before more is taken.
+const FRAME: usize = 16 << 10;
 
-/// The body of a stream.
-struct Events(Receiver<Bytes>);
-
-impl HttpBody for Events {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0
-            .poll_recv(context)
-            .map(|event| event.map(|bytes| Ok(Frame::data(bytes))))
-    }
-}
-
-/// Whoever writes events; an error: the client has left.
-#[derive(Clone)]
-struct Writer(Sender<Bytes>);
-
-struct Left;
-
-impl Writer {
-    async fn event(&self, data: &str) -> Result<(), Left> {
-        let bytes = Bytes::from(format!("data: {data}\n\n"));
-        self.0.send(bytes).await.map_err(|_| Left)
-    }
-
-    async fn json(&self, value: &Value) -> Result<(), Left> {
-        self.event(&value.to_string()).await
-    }
-
-    async fn ping(&self) -> Result<(), Left> {
-        let ping = Bytes::from_static(b": ping\n\n");
-        self.0.send(ping).await.map_err(|_| Left)
-    }
-}
-
-/// How a choice ended, for the usage.
-struct Ended {
-    first: bool,
-    prompt: usize,
-    generation: Box<Generation>,
-    start: Option<Start>,
-}
+/// Bytes of an event around a token, about.
+const EVENT: usize = 320;
 
 /// Streams the answers of all choices. The first update of the first choice is waited for, so that
 /// what fails before there is an answer has a status of its own.
@@ -85,9 +44,7 @@ pub(crate) async fn answer(
     {
         started = Some(start);
     }
-    let (sender, receiver) = channel(EVENTS);
-    tokio::spawn(run(choices, started, model, shape, Writer(sender)));
-    let mut answer = Body::new(Events(receiver)).into_response();
+    let mut answer = Body::new(Events::new(choices, started, model, shape)).into_response();
     let headers = answer.headers_mut();
     let kind = HeaderValue::from_static("text/event-stream");
     headers.insert(header::CONTENT_TYPE, kind);
@@ -95,106 +52,220 @@ pub(crate) async fn answer(
     Ok(answer)
 }
 
-async fn run(
-    choices: Vec<Choice>,
-    started: Option<Start>,
+/// The body of a stream.
+struct Events {
+    /// Those that go on.
+    streams: Vec<Stream>,
     model: Arc<Model>,
     shape: Shape,
-    writer: Writer,
-) {
-    // Dropped when this ends, and with it the tasks, and with them their requests.
-    let mut tasks = JoinSet::new();
-    for choice in choices {
-        let first = choice.index.is_multiple_of(shape.n);
-        let start = started.filter(|_| choice.index == 0);
-        let (model, shape, writer) = (model.clone(), shape.clone(), writer.clone());
-        tasks.spawn(one(choice, first, start, model, shape, writer));
-    }
-    let mut used = Used::default();
-    let mut ping = tokio::time::interval(PING);
-    ping.reset();
-    loop {
-        let joined = tokio::select! {
-            joined = tasks.join_next() => joined,
-            () = writer.0.closed() => return,
-            _ = ping.tick() => match writer.ping().await {
-                Ok(()) => continue,
-                Err(Left) => return,
-            },
-        };
-        let error = match joined {
-            None => break,
-            Some(Ok(Ok(Some(e)))) => {
-                used.add(e.first, e.prompt, &e.generation, e.start);
-                continue;
+    used: Used,
+    ping: Interval,
+    /// What was made and not given away yet.
+    made: Vec<u8>,
+    over: bool,
+}
+
+/// One choice on its way.
+struct Stream {
+    choice: Choice,
+    /// The first of its prompt counts the prompt.
+    first: bool,
+    start: Option<Start>,
+    /// See [`Shape::around`].
+    around: (String, String),
+    /// Characters of the tokens whose log-probabilities were said.
+    offset: usize,
+}
+
+impl Events {
+    fn new(
+        choices: Vec<Choice>,
+        started: Option<Start>,
+        model: Arc<Model>,
+        shape: Shape,
+    ) -> Events {
+        let mut made = Vec::new();
+        let stream = |choice: Choice| {
+            let (index, mut offset) = (choice.index, 0);
+            if let Some(chunk) = shape.first(index, model.tokenizer(), &mut offset) {
+                event(&mut made, &chunk);
             }
-            Some(Ok(Ok(None))) => return,
-            Some(Ok(Err(error))) => error,
-            Some(Err(_)) => {
-                ApiError::new(Kind::Internal, "the server met a bug; its log says more")
+            Stream {
+                first: index.is_multiple_of(shape.n),
+                start: started.filter(|_| index == 0),
+                around: shape.around(index),
+                offset,
+                choice,
             }
         };
-        let _ = writer.json(&error.body()).await;
-        return;
+        let streams = choices.into_iter().map(stream).collect();
+        let mut ping = tokio::time::interval(PING);
+        ping.reset();
+        Events {
+            streams,
+            model,
+            shape,
+            used: Used::default(),
+            ping,
+            made,
+            over: false,
+        }
     }
-    if let Some(chunk) = shape.used(&used)
-        && writer.json(&chunk).await.is_err()
-    {
-        return;
+
+    /// Takes what there is from all choices.
+    fn take(&mut self, context: &mut Context<'_>) {
+        let mut i = 0;
+        while i < self.streams.len() {
+            let (stream, made) = (&mut self.streams[i], &mut self.made);
+            match stream.take(&self.model, &self.shape, &mut self.used, made, context) {
+                Poll::Ready(Ok(())) => drop(self.streams.remove(i)),
+                Poll::Ready(Err(error)) => return self.fail(&error),
+                Poll::Pending => i += 1,
+            }
+            if self.made.len() >= FRAME {
+                return;
+            }
+        }
+        if self.streams.is_empty() {
+            if let Some(chunk) = self.shape.used(&self.used) {
+                event(&mut self.made, &chunk);
+            }
+            if let Some(done) = self.shape.done() {
+                event(&mut self.made, &done);
+            }
+            self.over = true;
+        }
     }
-    if let Some(done) = shape.done() {
-        let _ = writer.event(done).await;
+
+    fn fail(&mut self, error: &ApiError) {
+        event(&mut self.made, &error.body());
+        self.streams.clear();
+        self.over = true;
     }
 }
 
-/// One choice to its end; `None` if the client has left.
-async fn one(
-    mut choice: Choice,
-    first: bool,
-    mut start: Option<Start>,
-    model: Arc<Model>,
-    shape: Shape,
-    writer: Writer,
-) -> Result<Option<Ended>, ApiError> {
-    let index = choice.index;
-    let tokenizer = model.tokenizer();
-    let mut offset = 0;
-    if let Some(chunk) = shape.first(index, tokenizer, &mut offset)
-        && writer.json(&chunk).await.is_err()
-    {
-        return Ok(None);
+impl Stream {
+    /// Takes what there is; ready when its answer is complete, or has failed.
+    fn take(
+        &mut self,
+        model: &Model,
+        shape: &Shape,
+        used: &mut Used,
+        made: &mut Vec<u8>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), ApiError>> {
+        let (index, tokenizer) = (self.choice.index, model.tokenizer());
+        while made.len() < FRAME {
+            let update = match self.choice.poll_next(context) {
+                Poll::Ready(Ok(update)) => update,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            };
+            match update {
+                Update::Started(start) => self.start = Some(start),
+                Update::Token { id, text, logprob } => match logprob.filter(|_| !model.ends(id)) {
+                    Some(logprob) => {
+                        let list = shape.logprobs(tokenizer, &logprob, &mut self.offset);
+                        event(made, &shape.more(index, &text, list));
+                    }
+                    None if text.is_empty() => {}
+                    None => self.text(made, &text),
+                },
+                Update::Text(text) => self.text(made, &text),
+                Update::Done(generation) => {
+                    event(made, &shape.last(index, model, &generation, self.start));
+                    used.add(
+                        self.first,
+                        self.choice.prompt_tokens,
+                        &generation,
+                        self.start,
+                    );
+                    return Poll::Ready(Ok(()));
+                }
+                Update::Embedding(_) | Update::Scores(_) | Update::Failed(_) => {}
+            }
+        }
+        // There may be more: whoever gets a frame asks again.
+        Poll::Pending
     }
-    loop {
-        let chunk = match choice.next().await? {
-            Update::Started(s) => {
-                start = Some(s);
-                continue;
-            }
-            Update::Token { id, text, logprob } => {
-                let logprob = logprob.filter(|_| !model.ends(id));
-                if text.is_empty() && logprob.is_none() {
-                    continue;
+
+    /// [`Shape::more`], of which only the text is written anew.
+    fn text(&self, made: &mut Vec<u8>, text: &str) {
+        let (before, after) = &self.around;
+        made.extend_from_slice(b"data: ");
+        made.extend_from_slice(before.as_bytes());
+        // A text becomes JSON, and a vector has room, always.
+        let _ = serde_json::to_writer(&mut *made, text);
+        made.extend_from_slice(after.as_bytes());
+        made.extend_from_slice(b"\n\n");
+    }
+}
+
+fn event(made: &mut Vec<u8>, data: &impl Display) {
+    let _ = write!(made, "data: {data}\n\n");
+}
+
+impl HttpBody for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let all = &mut *self;
+        if !all.over && catch_unwind(AssertUnwindSafe(|| all.take(context))).is_err() {
+            all.fail(&ApiError::new(
+                Kind::Internal,
+                "the server met a bug; its log says more",
+            ));
+        }
+        if !all.over && all.ping.poll_tick(context).is_ready() && all.made.is_empty() {
+            all.made.extend_from_slice(b": ping\n\n");
+        }
+        if !all.made.is_empty() {
+            let made = std::mem::replace(&mut all.made, Vec::with_capacity(EVENT));
+            return Poll::Ready(Some(Ok(Frame::data(made.into()))));
+        }
+        match all.over {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over && self.made.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::shape::Form;
+    use super::*;
+
+    /// What is written around a text is what the whole event would be.
+    #[test]
+    fn only_the_text_is_written_anew() {
+        for form in [Form::Chat, Form::Text, Form::Native] {
+            for usage in [false, true] {
+                let shape = Shape {
+                    form,
+                    id: "chatcmpl-1".into(),
+                    created: 7,
+                    model: "a \"model\"\\ \u{1} ü".into(),
+                    usage,
+                    n: 1,
+                    echo: Arc::default(),
+                };
+                let (before, after) = shape.around(3);
+                for text in ["", " river", "\"\\\n\t\u{0}\u{7f}", "ü😀\u{2028}", &before] {
+                    let due = shape.more(3, text, Value::Null).to_string();
+                    let text = serde_json::to_string(text).unwrap();
+                    assert_eq!(format!("{before}{text}{after}"), due);
                 }
-                let list = logprob.map(|l| shape.logprobs(tokenizer, &l, &mut offset));
-                shape.more(index, &text, list.unwrap_or_default())
             }
-            Update::Text(text) => shape.more(index, &text, Value::Null),
-            Update::Done(generation) => {
-                let last = shape.last(index, &model, &generation, start);
-                if writer.json(&last).await.is_err() {
-                    return Ok(None);
-                }
-                return Ok(Some(Ended {
-                    first,
-                    prompt: choice.prompt_tokens,
-                    generation,
-                    start,
-                }));
-            }
-            Update::Embedding(_) | Update::Scores(_) | Update::Failed(_) => continue,
-        };
-        if writer.json(&chunk).await.is_err() {
-            return Ok(None);
         }
     }
 }
