@@ -201,7 +201,7 @@ impl Drop for End {
                 "at": crate::time::text(self.tracked.at),
                 "id": self.tracked.id,
                 "key": notes.key,
-                "method": self.method,
+                "method": known(&self.method),
                 "route": route,
                 "status": self.status,
                 "seconds": (seconds * 1e6).round() / 1e6,

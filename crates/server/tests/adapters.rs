@@ -267,6 +267,25 @@ fn lists_usage_and_other_servers_words() {
     );
     assert!(first["bytes"].as_u64().unwrap() > 0 && first["scale"] == 1.0);
 
+    // Among the models they stand behind their own, by the word that requests name both with.
+    let models = send(&server, "GET /v1/models", USER, &Value::Null).json();
+    let models = models["data"].as_array().unwrap();
+    assert_eq!(models.len(), 9);
+    assert!(models[0]["id"] == "tiny" && models[0].get("parent").is_none());
+    let one = send(&server, "GET /v1/models/tiny:a3", USER, &Value::Null).json();
+    assert_eq!(one, models[4]);
+    assert_eq!(
+        (&one["id"], &one["parent"], &one["object"], &one["adapter"]),
+        (
+            &json!("tiny:a3"),
+            &json!("tiny"),
+            &json!("model"),
+            &json!("a3")
+        )
+    );
+    assert!(!one.to_string().contains("made-"), "no paths: {one}");
+    send(&server, "GET /v1/models/tiny:a9", USER, &Value::Null).refused(404, "model_not_found");
+
     // What llama.cpp sets holds for those who choose nothing.
     let bare = text(&server, &json!({}));
     let due = text(&server, &with(2, 9.0));
@@ -312,6 +331,36 @@ fn lists_usage_and_other_servers_words() {
     let rows = audit["rows"].as_array().unwrap();
     let loads = |r: &&Value| r["route"] == "/v1/adapters" && r["adapter"] == "a0";
     assert_eq!(rows.iter().filter(loads).count(), 1, "{audit}");
+}
+
+/// `MODEL:ADAPTER` is for those who ask for answers: others name a model.
+#[test]
+fn a_word_of_two_names_is_unfolded_for_answers_only() {
+    let server = start();
+    // A model's own name wins, and an empty half is no name.
+    for word in ["tiny:", ":a1", "a1", "tiny:a1:a2", "TINY:a1"] {
+        let answer = complete(&server, &json!({ "model": word }));
+        assert_eq!(answer.status, 404, "{word}: {answer:?}");
+    }
+    for (path, body) in [
+        ("/v1/embeddings", json!({ "input": "x" })),
+        ("/tokenize", json!({ "content": "x" })),
+        (
+            "/v1/rerank",
+            json!({ "query": "x", "documents": ["x", "y"] }),
+        ),
+    ] {
+        let mut body = body;
+        body["model"] = json!("tiny:a1");
+        let line = format!("POST {path}");
+        let answer = send(&server, &line, USER, &body);
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    // Who loads an adapter names the model that it is for.
+    let load = json!({ "model": "tiny:a1", "name": "x", "adapter": "made-1" });
+    boss(&server, "POST /v1/adapters", &load).refused(404, "model_not_found");
+    let load = json!({ "model": "tiny:a1", "lora_name": "x", "lora_path": "made-1" });
+    boss(&server, "POST /v1/load_lora_adapter", &load).refused(404, "model_not_found");
 }
 
 /// Without keys nobody is an admin, and what was loaded at the start can be chosen.

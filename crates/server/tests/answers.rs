@@ -335,6 +335,49 @@ fn prompts_are_repeated_with_their_likelihoods() {
     assert_eq!(text["usage"]["completion_tokens"], 0);
 }
 
+/// A prompt that is repeated with its likelihoods is read twice and billed once, whatever it is
+/// asked for.
+#[test]
+fn a_repeated_prompt_is_billed_once() {
+    let server = serve(512, false);
+    let prompt: Vec<u32> = (300..340).collect();
+    let mut due = (0, 0, 0);
+    for (prompts, n, most, logprobs) in [
+        (1, 1, 4, json!(2)),
+        (3, 2, 5, json!(0)),
+        (1, 1, 0, json!(1)),
+        (2, 1, 3, Value::Null),
+    ] {
+        let body = json!({
+            "prompt": vec![prompt.clone(); prompts], "n": n, "max_tokens": most, "echo": true,
+            "logprobs": logprobs, "temperature": 0, "ignore_eos": true,
+        });
+        let usage = ok(&server, "/v1/completions", &body)["usage"].clone();
+        let (read, made) = (40 * prompts, prompts * n * most);
+        assert_eq!(
+            (&usage["prompt_tokens"], &usage["completion_tokens"]),
+            (&json!(read), &json!(made)),
+            "{body}"
+        );
+        due = (due.0 + 1, due.1 + read as u64, due.2 + made as u64);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let rows = server.store().usage(0, 1 << 50).unwrap();
+            let sum = |of: fn(&server::Usage) -> u64| rows.iter().map(of).sum::<u64>();
+            let is = (
+                sum(|r| r.requests),
+                sum(|r| r.prompt_tokens),
+                sum(|r| r.completion_tokens),
+            );
+            if is == due {
+                break;
+            }
+            assert!(std::time::Instant::now() < end, "{is:?}, not {due:?}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
 #[test]
 fn a_made_model_says_what_a_request_does_not() {
     let mut model = tiny(512);

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::models::{chunks, ok, post, serve};
+use common::models::{chunks, ok, post, serve, serve_models, tiny};
 use serde_json::{Value, json};
 
 fn conversation(more: Value) -> Value {
@@ -284,6 +284,37 @@ fn leaving_cancels() {
     }
     // The engine is free for others.
     ok(&server, "/v1/chat/completions", &conversation(json!({})));
+}
+
+/// Whatever a stranger sends, a line of the log is short, and one line.
+#[test]
+fn lines_of_the_log_are_short() {
+    let (settings, log) = common::logged();
+    let server = serve_models(vec![tiny(256)], false, settings);
+    let long = "x".repeat(20_000);
+    let body = |more: Value| {
+        let mut body = json!({ "prompt": "Hi", "max_tokens": 1 });
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        post(&server, "/v1/completions", &body)
+    };
+    body(json!({ "model": long })).refused(404, "model_not_found");
+    body(json!({ "model": format!("tiny:{long}") })).refused(404, "adapter_not_found");
+    body(json!({ "adapters": [{ "id": long }] })).refused(404, "adapter_not_found");
+    body(json!({ long.as_str(): 1, "model": "a\nb" })).refused(404, "model_not_found");
+    let header = format!("X-Request-Id: {long}");
+    assert_eq!(server.ask("GET /health", &[&header], "").status, 200);
+    let path = format!("GET /{}", &long[..9000]);
+    assert_eq!(server.ask(&path, &[], "").status, 404);
+    let method = format!("{} /health", &long[..9000]);
+    assert_eq!(server.ask(&method, &[], "").status, 405);
+    let lines = log.lock().unwrap().clone();
+    assert_eq!(lines.len(), 7);
+    for line in &lines {
+        assert!(line.len() < 400 && !line.contains('\n'), "{line}");
+        serde_json::from_str::<Value>(line).unwrap();
+    }
 }
 
 /// docs/api.md has the tables of the code.

@@ -80,6 +80,38 @@ fn the_openapi_document() {
         let open = operation["security"].as_array().unwrap().is_empty();
         assert_eq!(open, route.access == Access::Anyone, "{}", route.path);
     }
+    // Every name in a path, and every word that a query may have, once.
+    let parameters = |path: &str, method: &str| -> Vec<(String, String, bool)> {
+        let list = paths[path][method]["parameters"].as_array().unwrap().iter();
+        list.map(|p| {
+            let text = |name: &str| p[name].as_str().unwrap().to_owned();
+            (text("name"), text("in"), p["required"] == true)
+        })
+        .collect()
+    };
+    for route in all() {
+        let method = route.method.as_str().to_ascii_lowercase();
+        let found = parameters(route.path, &method);
+        let names: std::collections::HashSet<_> = found.iter().map(|p| &p.0).collect();
+        assert_eq!(names.len(), found.len(), "{}: {found:?}", route.path);
+        let inside = route.path.matches('{').count();
+        let required = found.iter().filter(|p| p.1 == "path" && p.2).count();
+        assert_eq!(required, inside, "{}: {found:?}", route.path);
+        for (name, place, _) in &found {
+            let named = route.path.contains(&format!("{{{name}}}"));
+            assert_eq!(place == "path", named, "{}: {name}", route.path);
+        }
+    }
+    let query = |path: &str, method: &str| {
+        let all = parameters(path, method).into_iter();
+        let names = all.filter(|p| p.1 == "query").map(|p| p.0);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(query("/v1/adapters/{id}", "delete"), "model");
+    assert_eq!(query("/lora-adapters", "get"), "model");
+    assert_eq!(query("/lora-adapters", "post"), "model");
+    assert_eq!(query("/admin/usage", "get"), "from to format");
+    assert_eq!(query("/v1/models", "get"), "");
     let text = serde_json::to_string_pretty(&document).expect("JSON");
     is_the_file("openapi.json", &format!("{text}\n"));
 }

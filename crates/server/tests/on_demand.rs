@@ -64,6 +64,8 @@ struct Shelf {
     /// Rooms that were given.
     rooms: Mutex<Vec<Option<u64>>>,
     at_once: AtomicUsize,
+    /// Models that were removed, though the list that the server has may still name them.
+    removed: Mutex<Vec<&'static str>>,
 }
 
 impl Shelf {
@@ -80,7 +82,9 @@ impl Loader for Shelf {
             bytes: 11,
             context: Some(8192),
         };
-        IDS.iter().map(offer).collect()
+        let removed = self.removed.lock().unwrap();
+        let there = IDS.iter().filter(|id| !removed.contains(id));
+        there.map(offer).collect()
     }
 
     fn memory(&self) -> Option<u64> {
@@ -88,6 +92,9 @@ impl Loader for Shelf {
     }
 
     fn need(&self, id: &str) -> Result<u64, String> {
+        if self.removed.lock().unwrap().contains(&id) {
+            return Err(format!("/secret/path: there is no {id}"));
+        }
         Ok(if id == "d" { EACH * 3 } else { EACH })
     }
 
@@ -102,6 +109,7 @@ impl Loader for Shelf {
         std::thread::sleep(self.slow);
         self.at_once.fetch_sub(1, Ordering::SeqCst);
         match id {
+            _ if self.removed.lock().unwrap().contains(&id) => Err("/secret/path: gone".to_owned()),
             "broken" => Err("/secret/path: no model".to_owned()),
             "bug" => panic!("a bug in a loader"),
             _ => Ok(Loaded {
@@ -502,6 +510,85 @@ fn only_names_on_the_list_are_models() {
             .refused(404, "model_not_found");
     }
     assert!(shelf.loads.lock().unwrap().is_empty());
+}
+
+/// Removed after the list was read: it is no model any more, and is one again when it is back.
+#[test]
+fn a_model_that_was_removed_is_not_there() {
+    let (server, shelf) = serve(Shelf::default(), "5m", LONG);
+    assert!(listed(&server).contains_key("b:latest"));
+    *shelf.removed.lock().unwrap() = vec!["b:latest"];
+    let gone = complete(&server, "b:latest");
+    gone.refused(404, "model_not_found");
+    assert!(
+        gone.body.contains("org/c:1") && !gone.body.contains("secret"),
+        "{gone:?}"
+    );
+    shelf.removed.lock().unwrap().clear();
+    assert_eq!(complete(&server, "b:latest").status, 200);
+}
+
+/// How long a model stays is for those who may unload it, where keys are demanded.
+#[test]
+fn keep_alive_is_for_admins_where_keys_are_demanded() {
+    let on = OnDemand {
+        loader: Arc::new(Shelf::default()),
+        keep_alive: "1h".parse::<KeepAlive>().unwrap(),
+        patience: LONG,
+    };
+    let user = "user-key-0123456789abcdef";
+    let lines = format!("{ADMIN} admin inference,admin,metrics\n{user} user inference");
+    let mut settings = logged().0;
+    settings.api_keys = server::parse_file(&lines, 0).unwrap();
+    let server = Server::start_with(settings, |state| {
+        let model = tiny("a", CONTEXT);
+        let first = Loaded { model, bytes: EACH };
+        let served = Served::on_demand(state, vec![first], on, false).unwrap();
+        served.watch(state);
+        let mut routes = server::routes();
+        routes.extend(server::api(&served));
+        routes
+    });
+    let ask = |key: &str, path: &str, keep: Value| {
+        let body = json!({
+            "model": "a", "prompt": "Hi", "content": "Hi", "input": "Hi", "max_tokens": 1,
+            "keep_alive": keep,
+        });
+        let mut headers = common::bearer(key);
+        headers.push("Content-Type: application/json");
+        server.ask(&format!("POST {path}"), &headers, &body.to_string())
+    };
+    let left = || listed(&server)["a"]["unloads_in"].as_u64();
+    for path in ["/v1/completions", "/tokenize", "/v1/embeddings"] {
+        assert_eq!(ask(user, path, json!(0)).status, 200);
+        assert_eq!(ask(user, path, json!("-1")).status, 200);
+        assert!(left().unwrap() > 3500, "{path}");
+    }
+    // What cannot be is refused whoever says it.
+    ask(user, "/v1/completions", json!("soon")).refused(400, "invalid_request");
+    assert_eq!(ask(ADMIN, "/tokenize", json!("2h")).status, 200);
+    until("the last request has ended", || left().is_some());
+    assert!((3600..=7200).contains(&left().unwrap()));
+    let gauge = |name: &str| -> Option<f64> {
+        let text = server.get("/metrics", ADMIN).body;
+        let line = format!("{name}{{model=\"a\"}} ");
+        text.lines()
+            .find_map(|l| l.strip_prefix(&line)?.parse().ok())
+    };
+    assert!(gauge("puna_cache_pages") > Some(0.0));
+    assert!(gauge("puna_prefix_cache_pages").is_some());
+    assert_eq!(ask(ADMIN, "/tokenize", json!(0)).status, 200);
+    until("it is unloaded", || !is_loaded(&server, "a"));
+    // What it had now it has no more.
+    for name in [
+        "puna_cache_pages",
+        "puna_cache_pages_used",
+        "puna_prefix_cache_pages",
+        "puna_sequences_running",
+        "puna_queue_depth",
+    ] {
+        until(name, || gauge(name) == Some(0.0));
+    }
 }
 
 /// Without a loader models stay, and say so.

@@ -188,6 +188,19 @@ impl Adapters {
         lock(&self.list).iter().any(|a| a.id == id)
     }
 
+    /// All of them, as lists of models have them, with the word that requests say.
+    pub(crate) fn as_models(&self, model: &str) -> Vec<Value> {
+        let list = lock(&self.list);
+        let about = list.iter().map(|a| {
+            json!({
+                "id": format!("{model}:{}", a.id), "object": "model", "owned_by": "puna",
+                "created": a.created, "parent": model, "adapter": a.id, "loaded": true,
+                "size": a.info.bytes,
+            })
+        });
+        about.collect()
+    }
+
     /// All of them, as lists have them.
     pub(crate) fn about(&self, model: &str) -> Vec<Value> {
         let list = lock(&self.list);

@@ -7,14 +7,16 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::Model;
-use super::served::{Lease, Loaded, OnDemand, Resident, Residents, SOON};
+use super::served::{Lease, Loaded, OnDemand, Resident, Residents, SOON, unknown};
 use crate::error::{ApiError, Kind};
 use crate::keep_alive::KeepAlive;
 use crate::metrics::Metric;
@@ -28,7 +30,7 @@ type Done = oneshot::Sender<Result<(), ApiError>>;
 pub(crate) enum Event {
     /// A request needs a model that is not loaded.
     Want(Want),
-    /// A model's last request has ended.
+    /// A model's last request has ended, or an unloaded one has given its memory back.
     Free,
     /// Somebody asks to unload a model.
     Unload {
@@ -78,6 +80,8 @@ enum Not {
     Now(ApiError),
     /// It will not be.
     Ever(ApiError),
+    /// It is no more.
+    Gone(ApiError),
 }
 
 pub(crate) struct Keeper {
@@ -90,6 +94,10 @@ pub(crate) struct Keeper {
     unloads: Vec<(String, Instant, Done)>,
     /// Models that could not be loaded, and when that was tried.
     failed: HashMap<String, (Instant, ApiError)>,
+    /// Threads on which unloaded models end: what they keep may have to be written first.
+    ending: Vec<JoinHandle<()>>,
+    /// Bytes that those models take until then.
+    due: Arc<AtomicU64>,
 }
 
 /// How long a model that could not be loaded is not tried again: each try may cost others theirs.
@@ -113,6 +121,8 @@ impl Keeper {
             wants: Vec::new(),
             unloads: Vec::new(),
             failed: HashMap::new(),
+            ending: Vec::new(),
+            due: Arc::default(),
         }
     }
 
@@ -133,12 +143,17 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.take_in();
+            self.ending.retain(|thread| !thread.is_finished());
             self.unload_asked();
             self.unload_idle();
             self.load_wanted();
         }
         let all = std::mem::take(&mut *self.residents.list());
         drop(all);
+        for thread in self.ending {
+            // A panic there was said already.
+            let _ = thread.join();
+        }
     }
 
     fn enter(&mut self, event: Event) {
@@ -178,8 +193,8 @@ impl Keeper {
                 })
             };
             if busy == 0 {
-                self.unload(|r| r.model.id == id && r.leases == 0, Why::Asked);
-                let _ = reply.send(Ok(()));
+                let fits = |r: &Resident| r.model.id == id && r.leases == 0;
+                self.unload(fits, Why::Asked, Some(reply));
             } else if Instant::now() < until && !reply.is_closed() {
                 self.unloads.push((id, until, reply));
             } else {
@@ -190,9 +205,9 @@ impl Keeper {
         }
     }
 
-    fn unload_idle(&self) {
+    fn unload_idle(&mut self) {
         let now = Instant::now();
-        while self.unload(|r| r.due().is_some_and(|at| at <= now), Why::Idle) {}
+        while self.unload(|r| r.due().is_some_and(|at| at <= now), Why::Idle, None) {}
     }
 
     /// Loads what requests wait for, one model after the other.
@@ -219,7 +234,7 @@ impl Keeper {
             let answer = match loaded {
                 _ if want.id != id => None,
                 Ok(()) => self.residents.take(id, want.keep).map(Ok),
-                Err(Not::Ever(error)) => Some(Err(error.clone())),
+                Err(Not::Ever(error) | Not::Gone(error)) => Some(Err(error.clone())),
                 Err(Not::Now(error)) => (want.until <= now).then(|| Err(error.clone())),
             };
             match answer {
@@ -235,6 +250,7 @@ impl Keeper {
         self.unload(
             |r| r.model.id == id && !r.model.scheduler.is_alive(),
             Why::Stopped,
+            None,
         );
         let there = self
             .residents
@@ -252,10 +268,11 @@ impl Keeper {
             return Err(Not::Ever(error.clone()));
         }
         let loader = self.on.loader.clone();
-        let need = guarded(id, || loader.need(id))?;
+        let need = guarded(id, || loader.need(id)).map_err(|not| self.or_gone(id, not))?;
         let room = self.make_room(id, need)?;
         let began = Instant::now();
         let loaded: Result<Loaded, Not> = guarded(id, || loader.load(id, room));
+        let loaded = loaded.map_err(|not| self.or_gone(id, not));
         if let Err(Not::Ever(error)) = &loaded {
             let failed = (Instant::now(), error.clone());
             self.failed.insert(id.to_owned(), failed);
@@ -272,7 +289,7 @@ impl Keeper {
 
     /// Bytes for a model that takes `need` at least: idle ones give way if that is enough. The model
     /// gets half of what is left beyond its need: others may be loaded after it.
-    fn make_room(&self, id: &str, need: u64) -> Result<Option<u64>, Not> {
+    fn make_room(&mut self, id: &str, need: u64) -> Result<Option<u64>, Not> {
         let Some(all) = self.on.loader.memory() else {
             return Ok(None);
         };
@@ -285,8 +302,9 @@ impl Keeper {
             tracing::warn!("{what}");
             return Err(Not::Ever(ApiError::new(Kind::Unready, what)));
         }
+        let residents = self.residents.clone();
         let sum = |idle: bool| -> u64 {
-            let list = self.residents.list();
+            let list = residents.list();
             let those = list.iter().filter(|r| !idle || r.spare());
             those.fold(0, |sum, r| sum.saturating_add(r.taken()))
         };
@@ -301,17 +319,23 @@ impl Keeper {
         }
         loop {
             let free = all.saturating_sub(sum(false));
+            let now = free.saturating_sub(self.due.load(Ordering::SeqCst));
+            if need <= now {
+                return Ok(Some(need + (now - need) / 2));
+            }
             if need <= free {
-                return Ok(Some(need + (free - need) / 2));
+                // Its place is being cleared: the keeper hears of that, and tries again.
+                return Err(Not::Now(later(format!("{id} waits for memory"))));
             }
             let oldest = {
-                let list = self.residents.list();
+                let list = residents.list();
                 let idle = list.iter().filter(|r| r.spare());
                 idle.min_by_key(|r| r.used).map(|r| r.model.id.clone())
             };
             // A request may have come to an idle one meanwhile.
             let gone = oldest.is_some_and(|oldest| {
-                self.unload(|r| r.model.id == oldest && r.spare(), Why::Memory)
+                let fits = |r: &Resident| r.model.id == oldest && r.spare();
+                self.unload(fits, Why::Memory, None)
             });
             if !gone {
                 return Err(Not::Now(later(format!("{id} waits for memory"))));
@@ -319,9 +343,23 @@ impl Keeper {
         }
     }
 
-    /// Unloads the first model that fits; false if none does.
-    fn unload(&self, fits: impl Fn(&Resident) -> bool, why: Why) -> bool {
+    /// An error of the loader; another if the model is not offered any more: it was removed.
+    fn or_gone(&self, id: &str, not: Not) -> Not {
+        let offers = catch_unwind(AssertUnwindSafe(|| self.on.loader.offers()));
+        let Ok(offers) = offers else {
+            return not;
+        };
+        let names: Vec<String> = offers.into_iter().map(|offer| offer.id).collect();
+        match names.iter().any(|name| name == id) {
+            true => not,
+            false => Not::Gone(unknown(id, names)),
+        }
+    }
+
+    /// Unloads the first model that fits; false if none does. `done` hears when it has ended.
+    fn unload(&mut self, fits: impl Fn(&Resident) -> bool, why: Why, done: Option<Done>) -> bool {
         let Some(gone) = self.residents.remove(fits) else {
+            done.map(|done| done.send(Ok(())));
             return false;
         };
         let id = gone.model.id.clone();
@@ -329,12 +367,32 @@ impl Keeper {
         let metrics = self.state.metrics();
         metrics.add(Metric::ModelUnloads, &[&id, why.name()], 1);
         self.count();
-        if gone.leases == 0 {
-            end(gone.model);
-        }
-        // After its end: who looked just before may have set them.
-        for gauge in super::watch::GAUGES {
-            metrics.set(gauge, &[&id], 0);
+        let bytes = gone.taken();
+        let (state, residents) = (self.state.clone(), self.residents.clone());
+        let due = self.due.clone();
+        due.fetch_add(bytes, Ordering::SeqCst);
+        let work = move || {
+            if gone.leases == 0 {
+                end(gone.model);
+            }
+            // After its end: who looked just before may have set them.
+            if !residents.has(&id) {
+                for gauge in super::watch::GAUGES {
+                    state.metrics().set(gauge, &[&id], 0);
+                }
+            }
+            due.fetch_sub(bytes, Ordering::SeqCst);
+            done.map(|done| done.send(Ok(())));
+            residents.tell(Event::Free);
+        };
+        let thread = std::thread::Builder::new().name("unload".into());
+        match thread.spawn(work) {
+            Ok(thread) => self.ending.push(thread),
+            // What it was given is dropped, and the model with it: that is its end, too.
+            Err(error) => {
+                tracing::warn!("no thread to unload a model: {error}");
+                self.due.fetch_sub(bytes, Ordering::SeqCst);
+            }
         }
         true
     }

@@ -317,18 +317,23 @@ impl Served {
             let offer = offers.iter().find(|offer| offer.id == *id);
             about(id, resident, offer)
         });
-        Ok(each.collect())
+        let mut all: Vec<Value> = each.collect();
+        // By the word that requests name both with; a model of that name comes first.
+        for model in list.iter().map(|r| &r.model) {
+            let adapters = model.adapters.as_models(&model.id).into_iter();
+            all.extend(adapters.filter(|a| names.iter().all(|name| a["id"] != **name)));
+        }
+        Ok(all)
     }
 
     /// One of them.
     pub(crate) async fn one(&self, id: &str) -> Result<Value, ApiError> {
-        self.check(id).await?;
-        let found = self
-            .list()
-            .await?
-            .into_iter()
-            .find(|model| model["id"] == id);
-        found.ok_or_else(|| unknown(id, Vec::new()))
+        let list = self.list().await?;
+        let found = list.into_iter().find(|model| model["id"] == id);
+        match found {
+            Some(found) => Ok(found),
+            None => Err(unknown(id, self.names().await?)),
+        }
     }
 }
 
@@ -348,7 +353,7 @@ const LATE: Duration = Duration::from_secs(1);
 /// When to come again.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
 
-fn unknown(id: &str, mut names: Vec<String>) -> ApiError {
+pub(crate) fn unknown(id: &str, mut names: Vec<String>) -> ApiError {
     let shown: String = id.chars().take(64).collect();
     let more = names.len().saturating_sub(MOST_LISTED);
     names.truncate(MOST_LISTED);
@@ -446,13 +451,13 @@ impl Residents {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         if let Some(events) = &*self.events() {
             let _ = events.send(event);
         }
     }
 
-    fn has(&self, id: &str) -> bool {
+    pub(crate) fn has(&self, id: &str) -> bool {
         self.list().iter().any(|r| r.model.id == id)
     }
 

@@ -161,7 +161,7 @@ pub const PARAMS: &[Param] = &[
         "messages",
         Chat,
         Honoured,
-        "The conversation: roles system, developer, user, assistant; text or parts of type text",
+        "The conversation: roles system, developer, user, assistant; text or parts of type text. A message's `name` is taken and not shown to the model: no template of Llama's reads it",
     ),
     (
         "prompt",
