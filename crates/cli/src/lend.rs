@@ -12,12 +12,14 @@ use server::{Adapters, ApiError, Kind, Model};
 use crate::adapt::scaled;
 use crate::args::NetArgs;
 use crate::exit::{Code, classify, failure, usage};
-use crate::{load, memory};
+use crate::load;
+use crate::memory::{self, Promises};
 
-/// Room for adapters that requests choose. Nothing is fetched for them.
-pub fn choosable() -> Adapters {
-    Adapters::new(Arc::new(|scheduler: &Scheduler, word: &str| {
-        open(scheduler, word).map_err(|error| {
+/// Room for adapters that requests choose, beside what was promised to models. Nothing is fetched
+/// for them.
+pub fn choosable(promises: Arc<Promises>) -> Adapters {
+    Adapters::new(Arc::new(move |scheduler: &Scheduler, word: &str| {
+        open(scheduler, &promises, word).map_err(|error| {
             let failure = classify(&error);
             let kind = match failure.code {
                 Code::NotFound => Kind::Adapter,
@@ -60,10 +62,10 @@ pub fn load(model: &Model, typed: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn open(scheduler: &Scheduler, word: &str) -> Result<(Adapter, f32)> {
+fn open(scheduler: &Scheduler, promises: &Promises, word: &str) -> Result<(Adapter, f32)> {
     let (path, scale) = find(word)?;
     // Half-precision numbers become f32.
-    memory::room_beside(scheduler, bytes_at(&path).saturating_mul(2))?;
+    memory::room_beside(promises, bytes_at(&path).saturating_mul(2))?;
     let adapter = Adapter::open(&path, scheduler.weights(), scale);
     Ok((adapter.map_err(|e| load::named(&path, e))?, scale))
 }

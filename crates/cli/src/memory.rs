@@ -2,9 +2,10 @@
 //! where that is too much.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
-use engine::Scheduler;
+use engine::Promise;
 use kernels::KvType;
 use model::{Cache, Config, PAGE, bytes_to_work};
 
@@ -78,26 +79,56 @@ pub fn whole(config: &Config, weights: u64, ty: KvType, tokens: usize) -> Result
         .saturating_add(cache))
 }
 
-/// Refuses what a running model has no room for beside it: what it still has to take comes first.
-pub fn room_beside(scheduler: &Scheduler, bytes: u64) -> Result<()> {
-    let Some(free) = available_memory() else {
-        return Ok(());
-    };
-    let (weights, params, pages) = (
-        scheduler.weights(),
-        scheduler.params(),
-        scheduler.stats().pages,
-    );
-    // Pages are allocated as they are used.
-    let to_come = (params.cache / PAGE).saturating_sub(pages.0) * PAGE;
-    let due = Cache::bytes_for(&weights.config, params.kv, to_come)?
-        .saturating_add(weights.bytes() - weights.bytes_held())
-        .saturating_add(bytes_to_work(&weights.config));
-    match free.saturating_sub(due) {
+/// What the schedulers of this process may still take, and what else is to be kept free for them.
+#[derive(Debug, Default)]
+pub struct Promises {
+    of: Mutex<Vec<Promise>>,
+    /// Bytes.
+    besides: u64,
+}
+
+impl Promises {
+    /// None yet, but so many bytes for what they have in common.
+    pub fn besides(bytes: u64) -> Promises {
+        Promises {
+            besides: bytes,
+            ..Promises::default()
+        }
+    }
+
+    /// One more scheduler.
+    pub fn add(&self, promise: Promise) {
+        self.list().push(promise);
+    }
+
+    /// What is still to come, of all that run.
+    fn bytes(&self) -> u64 {
+        let mut list = self.list();
+        list.retain(|promise| promise.bytes().is_some());
+        let due = list.iter().filter_map(Promise::bytes);
+        due.fold(self.besides, u64::saturating_add)
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Promise>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses what running models have no room for beside them: what they still have to take comes
+/// first.
+pub fn room_beside(promises: &Promises, bytes: u64) -> Result<()> {
+    match available_memory() {
+        Some(free) => room_in(free, promises, bytes),
+        None => Ok(()),
+    }
+}
+
+fn room_in(free: u64, promises: &Promises, bytes: u64) -> Result<()> {
+    match free.saturating_sub(promises.bytes()) {
         left if left >= bytes => Ok(()),
         left => {
             let what = format!(
-                "it needs {}, and {} are left beside the model",
+                "it needs {}, and {} are left beside the models",
                 size(bytes),
                 size(left)
             );
@@ -289,6 +320,38 @@ mod tests {
             ..need(&config, Some(321))
         };
         assert!(plan(&small, tight).is_ok());
+    }
+
+    #[test]
+    fn what_was_promised_comes_first() {
+        let promises = Promises::besides(64 << 20);
+        assert!(room_in(100 << 20, &promises, 36 << 20).is_ok());
+        let refused = room_in(100 << 20, &promises, 37 << 20).unwrap_err();
+        let failure = crate::exit::classify(&refused);
+        assert_eq!(failure.code, Code::Memory);
+        let kernels = kernels::Kernels::new(kernels::Level::Scalar, kernels::Compute::F32, 1);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/fixtures/reference/models/llama3");
+        let weights = model::open(&path, kernels.unwrap().into()).unwrap();
+        let tokenizer = text::Tokenizer::open(&path).unwrap();
+        let (weights, tokenizer) = (std::sync::Arc::new(weights), std::sync::Arc::new(tokenizer));
+        let params = engine::SchedulerParams::new(KvType::F32, 1 << 16, 2);
+        let start = || {
+            let (weights, tokenizer) = (weights.clone(), tokenizer.clone());
+            let scheduler = engine::Scheduler::start(weights, tokenizer, params).unwrap();
+            promises.add(scheduler.promise());
+            scheduler
+        };
+        let cache = Cache::bytes_for(&weights.config, KvType::F32, 1 << 17).unwrap();
+        let (one, two) = (start(), start());
+        let due = promises.bytes() - (64 << 20);
+        assert!(due >= 2 * cache, "{due} for two caches of {cache}");
+        assert!(room_in(due + (65 << 20), &promises, 1 << 20).is_ok());
+        assert!(room_in(due + (65 << 20), &promises, (1 << 20) + 1).is_err());
+        drop(one);
+        assert_eq!(promises.bytes() - (64 << 20), due / 2);
+        drop(two);
+        assert_eq!(promises.bytes(), 64 << 20);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use kernels::KvType;
-use model::{Batch, Cache, Chunk, ChunkOut, Rows, Seq, Weights};
+use model::{Batch, Cache, Chunk, ChunkOut, PAGE, Rows, Seq, Weights};
 use text::Tokenizer;
 
 use crate::error::Error;
@@ -135,6 +135,12 @@ impl Helper {
     /// Bytes of weights that a pass of one row reads.
     pub(crate) fn bytes(&self) -> u64 {
         self.weights.bytes_per_token()
+    }
+
+    /// Pages of its cache in use, and how many there are.
+    pub(crate) fn pages(&self) -> (usize, usize) {
+        let total = self.cache.capacity() / PAGE;
+        (total - self.cache.free_pages(), total)
     }
 
     /// Begins to follow an answer that sees these tokens.

@@ -10,12 +10,12 @@
 //! give way when pages run out; then the least urgent sequence gives way, and is read anew later.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernels::KvType;
-use model::{Cache, PAGE, Weights};
+use model::{Cache, PAGE, Weights, bytes_to_work};
 use text::Tokenizer;
 
 use crate::answer::Tools;
@@ -138,6 +138,8 @@ pub struct Stats {
     pub running: usize,
     /// Pages of the cache in use, and how many there are.
     pub pages: (usize, usize),
+    /// Those of the draft model.
+    pub draft_pages: (usize, usize),
     /// Pages that hold beginnings for later requests (running ones may share them).
     pub kept: usize,
     /// Passes through the model.
@@ -168,6 +170,55 @@ pub struct Stats {
     pub folder_errors: u64,
 }
 
+/// What a scheduler may still take of memory, for whoever plans that. It keeps nothing alive.
+#[derive(Clone, Debug)]
+pub struct Promise {
+    shared: Weak<Shared>,
+    model: Promised,
+    draft: Option<Promised>,
+}
+
+/// A model of a scheduler, and its cache.
+#[derive(Clone, Debug)]
+struct Promised {
+    weights: Weak<Weights>,
+    kv: KvType,
+    /// Tokens.
+    cache: usize,
+}
+
+impl Promised {
+    fn new(weights: &Arc<Weights>, kv: KvType, cache: usize) -> Promised {
+        let weights = Arc::downgrade(weights);
+        Promised { weights, kv, cache }
+    }
+
+    /// Weights that memory has yet to hold, pages that are not used, and room to work in.
+    fn bytes(&self, used: usize) -> u64 {
+        let Some(weights) = self.weights.upgrade() else {
+            return 0;
+        };
+        let pages = (self.cache / PAGE).saturating_sub(used);
+        // The cache is there: its size can be told.
+        let cache = Cache::bytes_for(&weights.config, self.kv, pages * PAGE).unwrap_or(0);
+        let mapped = weights.bytes().saturating_sub(weights.bytes_held());
+        cache
+            .saturating_add(mapped)
+            .saturating_add(bytes_to_work(&weights.config))
+    }
+}
+
+impl Promise {
+    /// Bytes, at most; `None`: the scheduler is no more.
+    pub fn bytes(&self) -> Option<u64> {
+        let shared = self.shared.upgrade()?;
+        let stats = *shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let draft = self.draft.as_ref();
+        let draft = draft.map_or(0, |draft| draft.bytes(stats.draft_pages.0));
+        Some(self.model.bytes(stats.pages.0).saturating_add(draft))
+    }
+}
+
 /// A request as the engine's thread gets it.
 pub(crate) struct Job {
     pub(crate) request: Request,
@@ -195,7 +246,8 @@ pub struct Scheduler {
     weights: Arc<Weights>,
     tokenizer: Arc<Tokenizer>,
     params: SchedulerParams,
-    drafts: bool,
+    /// Of the draft model.
+    draft: Option<Promised>,
 }
 
 impl Scheduler {
@@ -239,9 +291,10 @@ impl Scheduler {
         params.cache = params.cache.max(PAGE) / PAGE * PAGE;
         params.context = params.context.min(params.cache).min(u32::MAX as usize);
         let cache = Cache::new(&weights.config, params.kv, params.cache)?;
+        let draft = beside.draft.as_ref();
+        let draft = draft.map(|d| Promised::new(&d.weights, d.kv, d.cache));
         let helper = beside.draft.map(|draft| draft.helper(&weights, &tokenizer));
         let helper = helper.transpose()?;
-        let drafts = helper.is_some();
         let folder = beside.folder.map(|kept| kept.folder(&weights, params.kv));
         let shared = Arc::new(Shared::default());
         let (jobs, inbox) = mpsc::channel();
@@ -259,7 +312,7 @@ impl Scheduler {
             weights,
             tokenizer,
             params,
-            drafts,
+            draft,
         })
     }
 
@@ -353,7 +406,16 @@ impl Scheduler {
 
     /// Whether it has a draft model.
     pub fn drafts(&self) -> bool {
-        self.drafts
+        self.draft.is_some()
+    }
+
+    /// What it may still take of memory.
+    pub fn promise(&self) -> Promise {
+        Promise {
+            shared: Arc::downgrade(&self.shared),
+            model: Promised::new(&self.weights, self.params.kv, self.params.cache),
+            draft: self.draft.clone(),
+        }
     }
 
     /// Whether the engine's thread still runs.

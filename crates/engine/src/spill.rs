@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::block_file::{self, Name, Secret};
 use crate::error::Error;
+use crate::fetch::AT_ONCE;
 
 /// Bytes that may wait to be written; what comes beyond them is not kept.
 const WAITING: usize = 64 << 20;
@@ -179,6 +180,17 @@ impl Spill {
     /// Whether there is a file for a block.
     pub(crate) fn has(&self, name: &Name) -> bool {
         self.shared.index().files.contains_key(name)
+    }
+
+    /// Bytes of memory that may wait here to be written.
+    pub const QUEUE: u64 = WAITING as u64;
+
+    /// Bytes of memory that a scheduler may take for what it reads back: as much as each of
+    /// `parallel` requests asks for at a time, of caches of so many bytes.
+    pub fn read_back(parallel: usize, context: u64) -> u64 {
+        (AT_ONCE as u64)
+            .min(context)
+            .saturating_mul(parallel as u64)
     }
 
     /// Bytes in files.

@@ -162,6 +162,7 @@ impl<'t> Engine<'t> {
         let total = self.cache.capacity() / PAGE;
         self.stats.running = self.running.len();
         self.stats.pages = (total - self.cache.free_pages(), total);
+        self.stats.draft_pages = self.helper.as_ref().map_or((0, 0), Helper::pages);
         self.stats.kept = self.prefixes.len();
         self.stats.evictions = self.prefixes.evictions;
         self.stats.written = self.prefixes.written();

@@ -136,19 +136,24 @@ pub fn fixture(path: &str) -> String {
 pub fn real_model() -> Option<PathBuf> {
     let named = std::env::var_os("PUNA_TEST_MODEL").filter(|p| !p.is_empty());
     if named.is_none() {
-        // The test runner names a test's thread after it.
-        let thread = std::thread::current();
-        let test = thread.name().unwrap_or("a test");
-        let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/allowed-skips.txt");
-        let list = std::fs::read_to_string(list).unwrap_or_default();
-        let listed = list
-            .lines()
-            .any(|line| line.starts_with(&format!("{test}: ")));
-        let ci = std::env::var_os("CI").is_some();
-        assert!(listed || !ci, "{test}: PUNA_TEST_MODEL is not set");
-        eprintln!("SKIPPED {test}: PUNA_TEST_MODEL is not set");
+        skip("PUNA_TEST_MODEL is not set");
     }
     named.map(PathBuf::from)
+}
+
+/// Says that the test that calls it is skipped, and why; fails under CI unless tests/allowed-skips.txt lists it.
+pub fn skip(why: &str) {
+    // The test runner names a test's thread after it.
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/allowed-skips.txt");
+    let list = std::fs::read_to_string(list).unwrap_or_default();
+    let listed = list
+        .lines()
+        .any(|line| line.starts_with(&format!("{test}: ")));
+    let ci = std::env::var_os("CI").is_some();
+    assert!(listed || !ci, "{test}: {why}");
+    eprintln!("SKIPPED {test}: {why}");
 }
 
 /// All verbs of this release.

@@ -9,13 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 use engine::{Beside, Drafter, KeptIn, Scheduler, SchedulerParams, Spill};
 use hub::Resolved;
+use kernels::KvType;
+use model::{Cache, Config};
 use server::{Clock, Loaded, Loader, Model, Offer};
 
 use crate::args::{DraftArgs, LoadArgs, NetArgs, ServeArgs};
 use crate::exit::{Code, classify, failure, usage};
 use crate::load::{self, Placed};
 use crate::machine::{available_memory, held, size};
-use crate::memory::{self, Need};
+use crate::memory::{self, Need, Promises};
 use crate::verbs::sampling;
 use crate::{config, identity, lend, out};
 
@@ -41,6 +43,8 @@ pub struct Shelf {
     base: u64,
     /// What models were made for, by their files: heads of files are read once.
     contexts: Mutex<HashMap<PathBuf, Option<usize>>>,
+    /// What models that are loaded may still take.
+    promises: Arc<Promises>,
 }
 
 /// Finds the models that are named, or the default one, and pulls what is not here.
@@ -81,6 +85,7 @@ impl Shelf {
             parallel: args.parallel,
             draft: args.draft.clone(),
             adapters: args.named_adapter.clone(),
+            promises: Arc::new(Promises::besides(queue(spill.as_ref()))),
             spill,
             clock: clock.clone(),
             named: names.collect(),
@@ -151,6 +156,8 @@ impl Shelf {
         let (beside, drafts) = self.beside(&loaded, &guessing)?;
         // The room is for all of it, also for what was put together in memory just now.
         let weights = loaded.weights.bytes().saturating_add(drafts);
+        let (config, ctx) = (&loaded.weights.config, loaded.load.ctx);
+        let weights = weights.saturating_add(self.read_back(config, loaded.cache_type, ctx)?);
         let need = Need {
             mapped: weights,
             ..loaded.need(loaded.load.ctx)
@@ -163,6 +170,7 @@ impl Shelf {
         };
         let (weights, tokenizer) = (loaded.weights.clone(), Arc::new(tokenizer));
         let scheduler = Scheduler::start_beside(weights, tokenizer, params, beside)?;
+        self.promises.add(scheduler.promise());
         out::note(&format!("{}, context {context} tokens", loaded.name));
         let model = Model {
             id: loaded.name,
@@ -178,12 +186,21 @@ impl Shelf {
             seed: loaded.lower.sampling.seed,
             max_tokens: loaded.lower.max_tokens,
             adaptation: loaded.adaptation,
-            adapters: lend::choosable(),
+            adapters: lend::choosable(self.promises.clone()),
         };
         if self.named.first().is_some_and(|(id, _)| *id == model.id) {
             lend::load(&model, &self.adapters)?;
         }
         Ok(Loaded { model, bytes })
+    }
+
+    /// Bytes that what comes back from the folder may take before it is in a model's cache.
+    fn read_back(&self, config: &Config, ty: KvType, ctx: Option<usize>) -> Result<u64> {
+        if self.spill.is_none() {
+            return Ok(0);
+        }
+        let context = Cache::bytes_for(config, ty, ctx.unwrap_or(config.context))?;
+        Ok(Spill::read_back(self.parallel, context))
     }
 
     /// How a model guesses ahead: a draft model that was typed is for models that were typed.
@@ -267,7 +284,8 @@ impl Loader for Shelf {
     }
 
     fn memory(&self) -> Option<u64> {
-        Some(available_memory()?.saturating_add(held().saturating_sub(self.base)))
+        let all = available_memory()?.saturating_add(held().saturating_sub(self.base));
+        Some(all.saturating_sub(queue(self.spill.as_ref())))
     }
 
     fn need(&self, id: &str) -> Result<u64, String> {
@@ -280,6 +298,11 @@ impl Loader for Shelf {
         let loaded = self.place(id).and_then(|placed| self.open(placed, room));
         loaded.map_err(|error| told(&error))
     }
+}
+
+/// Bytes that may wait to be written to the folder of kept beginnings.
+fn queue(spill: Option<&Arc<Spill>>) -> u64 {
+    spill.map_or(0, |_| Spill::QUEUE)
 }
 
 /// Bytes that a model takes with a context of so many tokens: fewer if it was made for fewer, what
