@@ -97,7 +97,7 @@ impl Shelf {
     /// Loads the first of models that come and go: as one that is loaded later, it gets half of what
     /// it can do without.
     pub fn load_first(&self, placed: Placed) -> Result<Loaded> {
-        let need = least(&placed, USUAL)?;
+        let need = self.least(&placed, USUAL)?;
         let room = self.memory();
         let room = room.map(|free| free.min(need) + free.saturating_sub(need) / 2);
         self.open(placed, room)
@@ -110,7 +110,7 @@ impl Shelf {
             1 => vec![0],
             _ => all
                 .iter()
-                .map(|placed| least(placed, model::PAGE))
+                .map(|placed| self.least(placed, model::PAGE))
                 .collect::<Result<_>>()?,
         };
         let mut left = self.memory();
@@ -203,6 +203,21 @@ impl Shelf {
         Ok(Spill::read_back(self.parallel, context))
     }
 
+    /// Bytes that a model takes with a context of so many tokens: fewer if it was made for fewer, what
+    /// was asked if something was.
+    fn least(&self, placed: &Placed, usual: usize) -> Result<u64> {
+        let path = &placed.found.path;
+        let (config, weights) = model::head(path).map_err(|error| load::named(path, error))?;
+        let (ctx, ty) = (placed.load.ctx, load::cache_type(&placed.load));
+        let weights = weights.saturating_add(self.read_back(&config, ty, ctx)?);
+        memory::whole(
+            &config,
+            weights,
+            ty,
+            ctx.unwrap_or(usual.min(config.context)),
+        )
+    }
+
     /// How a model guesses ahead: a draft model that was typed is for models that were typed.
     fn guessing(&self, loaded: &load::Loaded) -> DraftArgs {
         let mut guessing = self.draft.clone();
@@ -290,7 +305,7 @@ impl Loader for Shelf {
 
     fn need(&self, id: &str) -> Result<u64, String> {
         self.place(id)
-            .and_then(|placed| least(&placed, USUAL))
+            .and_then(|placed| self.least(&placed, USUAL))
             .map_err(|e| told(&e))
     }
 
@@ -303,15 +318,6 @@ impl Loader for Shelf {
 /// Bytes that may wait to be written to the folder of kept beginnings.
 fn queue(spill: Option<&Arc<Spill>>) -> u64 {
     spill.map_or(0, |_| Spill::QUEUE)
-}
-
-/// Bytes that a model takes with a context of so many tokens: fewer if it was made for fewer, what
-/// was asked if something was.
-fn least(placed: &Placed, usual: usize) -> Result<u64> {
-    let path = &placed.found.path;
-    let (config, weights) = model::head(path).map_err(|error| load::named(path, error))?;
-    let tokens = placed.load.ctx.unwrap_or(usual.min(config.context));
-    memory::whole(&config, weights, load::cache_type(&placed.load), tokens)
 }
 
 /// A model of this machine.
