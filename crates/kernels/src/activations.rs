@@ -1,14 +1,15 @@
 //! Rows of activations, prepared once for all products that use them.
 //!
-//! Quantised weights meet activations rounded to 8 bits, a block of 32 or 16 with one scale, laid out
-//! like the weights' unpacked form (see `unpack`), with the sums that weights with a zero point or
-//! an offset need. bfloat16 weights meet activations rounded to bfloat16, where the processor
+//! Quantised weights meet activations rounded to 8 bits, a block of 32 or 16 with one scale, with the
+//! sums that weights with a zero point or an offset need: those of few tokens laid out like the weights'
+//! unpacked form (see `unpack`), those of many word by word, as `integers` meets them. bfloat16 weights meet activations rounded to bfloat16, where the processor
 //! multiplies such pairs; other weights meet the floats themselves.
 
 use crate::Type;
 use crate::buffer::{Buffer, Shared};
-use crate::layout::Layout;
-use crate::simd::{LANES, Simd, array, four};
+use crate::layout::{Layout, turned};
+use crate::matmul::FEW;
+use crate::simd::{LANES, Simd, array, four, over_rows};
 use crate::unpack;
 use std::ops::Range;
 
@@ -32,7 +33,7 @@ pub struct Activations<'a> {
     halves: Option<Buffer<u8>>,
 }
 
-/// All rows rounded: `[n][steps]` of `Step`.
+/// All rows rounded: up to `FEW` as `[n][steps]` of `Step`, more as `[n / TOKENS][blocks]` of `Words`.
 #[derive(Debug)]
 pub(crate) struct Rounded {
     pub(crate) block: usize,
@@ -40,9 +41,12 @@ pub(crate) struct Rounded {
     lines: Buffer<u8>,
 }
 
-/// One step of a rounded row, lane by lane as in `Layout`: `x ≈ d q`; `ints` the sums of `q`, `sums`
-/// those of `d q`. A NaN or an infinity makes `d` NaN, and with it every product. A pair has the first
-/// vector only.
+/// Tokens whose rounded blocks lie together.
+pub(crate) const TOKENS: usize = 6;
+
+/// One step of a rounded row, lane by lane as in `Layout`: `x ≈ d q`; `ints` the sums of `q` and
+/// `sums` those of `d q`. A NaN or an infinity makes `d` NaN, and with it every product. A pair has
+/// the first vector only.
 #[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
     pub(crate) q: &'a [[u8; 64]],
@@ -68,6 +72,53 @@ impl<'a> Step<'a> {
             ints: &lines[vectors + 1],
             sums: &lines[vectors + 2],
         }
+    }
+}
+
+/// What is subtracted from unpacked bytes of weights without offsets when they meet several tokens.
+pub(crate) const ZERO: i32 = 128;
+
+/// One block of some tokens' rounded rows, a token after the other: of each the words that a `Step` has
+/// in one lane, but for `start`, what `ZERO` subtracts from the block's products.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<'a> {
+    words: &'a [[u8; 4]],
+    vectors: usize,
+}
+
+impl<'a> Words<'a> {
+    /// The block at `block` of what begins at `words`, of so many words of bytes.
+    #[inline(always)]
+    pub(crate) fn of(words: &'a [[u8; 4]], vectors: usize, block: usize) -> Words<'a> {
+        let len = Step::lines(vectors) * TOKENS;
+        Words {
+            words: &words[block * len..][..len],
+            vectors,
+        }
+    }
+
+    /// Word v of a token's bytes.
+    #[inline(always)]
+    pub(crate) fn q(self, token: usize, v: usize) -> &'a [u8; 4] {
+        &self.words[token * Step::lines(self.vectors) + v]
+    }
+
+    /// A token's scale.
+    #[inline(always)]
+    pub(crate) fn d(self, token: usize) -> f32 {
+        f32::from_le_bytes(*self.q(token, self.vectors))
+    }
+
+    /// What a token's products start from.
+    #[inline(always)]
+    pub(crate) fn start(self, token: usize) -> i32 {
+        i32::from_le_bytes(*self.q(token, self.vectors + 1))
+    }
+
+    /// The sum of a token's values.
+    #[inline(always)]
+    pub(crate) fn sum(self, token: usize) -> f32 {
+        f32::from_le_bytes(*self.q(token, self.vectors + 2))
     }
 }
 
@@ -121,11 +172,10 @@ impl<'a> Activations<'a> {
             let wanted = forms.contains(&Form::Rounded(block)) && cols.is_multiple_of(block);
             wanted.then(|| {
                 let layout = Layout::new(block, cols);
-                let lines = layout.steps() * Step::lines(layout.vectors);
                 Rounded {
                     block,
                     layout,
-                    lines: Buffer::used(n * lines * 64),
+                    lines: Buffer::used(rounded_bytes(layout, n)),
                 }
             })
         });
@@ -202,12 +252,29 @@ impl<'a> Activations<'a> {
     }
 }
 
+/// Bytes of some tokens' rounded rows.
+fn rounded_bytes(layout: Layout, n: usize) -> usize {
+    let step = Step::lines(layout.vectors);
+    match n {
+        ..=FEW => n * layout.steps() * step * 64,
+        _ => n.div_ceil(TOKENS) * layout.blocks * step * TOKENS * 4,
+    }
+}
+
 impl Rounded {
-    /// The row of a token.
+    /// The row of one of few tokens, as `Step`s.
     #[inline(always)]
     pub(crate) fn row(&self, token: usize) -> &[[u8; 64]] {
         let lines = self.layout.steps() * Step::lines(self.layout.vectors);
         &self.lines.as_ref().as_chunks().0[token * lines..][..lines]
+    }
+
+    /// Some blocks of the tokens `group * TOKENS..`, as `Words`.
+    #[inline(always)]
+    pub(crate) fn words(&self, group: usize, blocks: &Range<usize>) -> &[[u8; 4]] {
+        let step = Step::lines(self.layout.vectors) * TOKENS;
+        let words = self.lines.as_ref().as_chunks().0;
+        &words[(group * self.layout.blocks + blocks.start) * step..][..blocks.len() * step]
     }
 }
 
@@ -246,7 +313,7 @@ impl Tasks<'_> {
     }
 }
 
-/// Prepares the rows of some tokens in all forms.
+/// Prepares the rows of some tokens in all forms; more than `FEW` by whole `TOKENS`.
 ///
 /// # Safety
 /// Nobody else accesses these tokens' rows during the call.
@@ -255,14 +322,23 @@ pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, tokens: Range<usi
     let cols = tasks.cols;
     let x = &tasks.x[tokens.start * cols..tokens.end * cols];
     for p in tasks.rounded.iter().flatten() {
-        let len = p.layout.steps() * Step::lines(p.layout.vectors) * 64;
-        // SAFETY: these parts belong to these tokens only, to which the caller has sole access.
-        let to = unsafe { p.lines.part(tokens.start * len, tokens.len() * len) };
-        let to = to.as_chunks_mut().0;
-        if p.block == 32 {
-            round::<S, 32>(s, x, cols, p.layout, to);
+        let few = tasks.n <= FEW;
+        let step = Step::lines(p.layout.vectors);
+        let (at, len) = if few {
+            let row = p.layout.steps() * step * 64;
+            (tokens.start * row, tokens.len() * row)
         } else {
-            round::<S, 16>(s, x, cols, p.layout, to);
+            let group = p.layout.blocks * step * TOKENS * 4;
+            let count = tokens.len().div_ceil(TOKENS);
+            (tokens.start / TOKENS * group, count * group)
+        };
+        // SAFETY: these parts belong to these tokens only, to which the caller has sole access.
+        let to = unsafe { p.lines.part(at, len) };
+        match (few, p.block) {
+            (true, 32) => round_steps::<S, 32>(s, x, cols, p.layout, to.as_chunks_mut().0),
+            (true, _) => round_steps::<S, 16>(s, x, cols, p.layout, to.as_chunks_mut().0),
+            (false, 32) => round_words::<S, 32>(s, x, p.layout, to.as_chunks_mut().0),
+            (false, _) => round_words::<S, 16>(s, x, p.layout, to.as_chunks_mut().0),
         }
     }
     if let Some(halves) = &tasks.halves {
@@ -292,9 +368,9 @@ fn bfloat(x: f32) -> u16 {
     }
 }
 
-/// Rounds rows of `cols` values in blocks of `BLOCK`.
+/// Rounds rows of `cols` values in blocks of `BLOCK`, to `Step`s.
 #[inline(always)]
-fn round<S: Simd, const BLOCK: usize>(
+fn round_steps<S: Simd, const BLOCK: usize>(
     s: S,
     x: &[f32],
     cols: usize,
@@ -302,79 +378,105 @@ fn round<S: Simd, const BLOCK: usize>(
     to: &mut [[u8; 64]],
 ) {
     let step = Step::lines(layout.vectors);
-    let (values, lines) = (layout.groups * LANES * BLOCK, layout.steps() * step);
-    for (x, to) in x.chunks_exact(cols).zip(to.chunks_exact_mut(lines)) {
-        let groups = x[..cols.min(values)].chunks(LANES * BLOCK);
-        for (x, to) in groups.zip(to.chunks_exact_mut(step)) {
-            let (q, d) = if x.len() == LANES * BLOCK {
-                round_lanes::<S, BLOCK>(s, x)
-            } else {
-                round_lanes::<S, BLOCK>(s, &padded([x]))
-            };
-            put(s, to, &q[..layout.vectors], d);
+    let rows = to.chunks_exact_mut(layout.steps() * step);
+    for (x, to) in x.chunks_exact(cols).zip(rows) {
+        let (groups, pairs) = to.split_at_mut(layout.groups * step);
+        for (x, to) in x.chunks(LANES * BLOCK).zip(groups.chunks_exact_mut(step)) {
+            Rows::of::<S, BLOCK>(s, x).put(to);
         }
-    }
-    if layout.pairs == 0 {
-        return;
-    }
-    // What rows leave beyond their groups fills a group of several rows' blocks.
-    let blocks = (cols - values) / BLOCK;
-    let some = LANES / blocks;
-    for (x, to) in x.chunks(some * cols).zip(to.chunks_mut(some * lines)) {
-        let rests = x.chunks_exact(cols).map(|x| &x[values..]);
-        let (q, d) = round_lanes::<S, BLOCK>(s, &padded(rests));
-        let (mut bytes, mut scales) = ([[0; 64]; 8], [0.0; LANES]);
-        for (q, to) in q.iter().zip(&mut bytes) {
-            s.store_bytes(*q, to);
+        // The blocks beyond, each word a lane.
+        let rest = &x[cols.min(layout.groups * LANES * BLOCK)..];
+        if rest.is_empty() {
+            continue;
         }
-        s.store(d, &mut scales);
-        for (row, to) in to.chunks_exact_mut(lines).enumerate() {
-            let pairs = to[layout.groups * step..].chunks_exact_mut(step);
-            for (p, to) in pairs.enumerate() {
-                // Block b of this row, where it is one, and its lane.
-                let lane = |b: usize| {
-                    let at = row * blocks + b;
-                    (b < blocks).then_some(4 * (at % 4) + at / 4)
-                };
-                let per = BLOCK / 4;
-                let mut q = [0; 64];
-                for (i, word) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    if let Some(lane) = lane(2 * p + i / per) {
-                        *word = bytes[i % per].as_chunks().0[lane];
-                    }
+        let all = Rows::of::<S, BLOCK>(s, rest);
+        let (blocks, per) = (rest.len() / BLOCK, BLOCK / 4);
+        for (p, to) in pairs.chunks_exact_mut(step).enumerate() {
+            let lane = |i: usize| turned(2 * p + i / per);
+            let there = |i: usize| 2 * p + i / per < blocks;
+            let mut q = [0; 64];
+            for (i, word) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                if there(i) {
+                    *word = all.lines[i % per].as_chunks().0[lane(i)];
                 }
-                let d = array(|i| lane(2 * p + i / per).map_or(0.0, |lane| scales[lane]));
-                put(s, to, &[s.bytes(&q)], s.load(&d));
+            }
+            let d = |i: usize| f32::from_le_bytes(all.lines[8].as_chunks().0[lane(i)]);
+            let d = array(|i| if there(i) { d(i) } else { 0.0 });
+            Rows::new(s, &[s.bytes(&q)], s.load(&d)).put(to);
+        }
+    }
+}
+
+/// Rounds rows in blocks of `BLOCK`, to `Words`.
+#[inline(always)]
+fn round_words<S: Simd, const BLOCK: usize>(s: S, x: &[f32], layout: Layout, to: &mut [[u8; 4]]) {
+    let len = Step::lines(BLOCK / 4);
+    let (mut token, mut block) = (0, 0);
+    for x in x.chunks(LANES * BLOCK) {
+        let mut all = Rows::of::<S, BLOCK>(s, x).lines;
+        let vectors = BLOCK / 4;
+        for start in all[9].as_chunks_mut::<4>().0 {
+            *start = (-ZERO * i32::from_le_bytes(*start)).to_le_bytes();
+        }
+        all.copy_within(8..11, vectors);
+        // Words beside each other, block by block.
+        let lanes = over_rows(s, array(|r| &all[r]));
+        for i in 0..x.len() / BLOCK {
+            let at = ((token / TOKENS * layout.blocks + block) * TOKENS + token % TOKENS) * len;
+            let mut words = [0; 64];
+            s.store_bytes(lanes[turned(i)], &mut words);
+            to[at..][..len].copy_from_slice(&words.as_chunks().0[..len]);
+            block += 1;
+            if block == layout.blocks {
+                (token, block) = (token + 1, 0);
             }
         }
     }
 }
 
-/// The values of a group behind each other, filled up with zeros.
-#[inline(always)]
-fn padded<'a>(parts: impl IntoIterator<Item = &'a [f32]>) -> [f32; LANES * 32] {
-    let mut all = [0.0; LANES * 32];
-    let mut at = 0;
-    for part in parts {
-        all[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    }
-    all
+/// Sixteen rounded blocks in lanes: eight vectors of bytes, then what a `Step` has behind them, then
+/// nothing.
+struct Rows {
+    lines: [[u8; 64]; LANES],
 }
 
-/// Stores the vectors of a group or a pair as a step, with the sums of its lanes.
-#[inline(always)]
-fn put<S: Simd>(s: S, to: &mut [[u8; 64]], q: &[S::B], d: S::F) {
-    let mut sum = s.times(&[0; 64], 0);
-    let ones = s.bits(u64::MAX, 1);
-    let vectors = to.len() - 3;
-    for (q, to) in q.iter().zip(&mut *to) {
-        s.store_bytes(*q, to);
-        sum = s.dot(sum, ones, *q);
+impl Rows {
+    /// Up to sixteen blocks, filled up with zeros.
+    #[inline(always)]
+    fn of<S: Simd, const BLOCK: usize>(s: S, x: &[f32]) -> Rows {
+        let (q, d) = if x.len() == LANES * BLOCK {
+            round_lanes::<S, BLOCK>(s, x)
+        } else {
+            let mut all = [0.0; LANES * 32];
+            all[..x.len()].copy_from_slice(x);
+            round_lanes::<S, BLOCK>(s, &all)
+        };
+        Rows::new(s, &q[..BLOCK / 4], d)
     }
-    s.store_f32(d, &mut to[vectors]);
-    s.store_ints(sum, &mut to[vectors + 1]);
-    s.store_f32(s.mul(d, s.float(sum)), &mut to[vectors + 2]);
+
+    /// Bytes and their scales, with the sums of each lane.
+    #[inline(always)]
+    fn new<S: Simd>(s: S, q: &[S::B], d: S::F) -> Rows {
+        let mut lines = [[0; 64]; LANES];
+        let mut sum = s.times(&[0; 64], 0);
+        let ones = s.bits(u64::MAX, 1);
+        for (q, to) in q.iter().zip(&mut lines) {
+            s.store_bytes(*q, to);
+            sum = s.dot(sum, ones, *q);
+        }
+        s.store_f32(d, &mut lines[8]);
+        s.store_ints(sum, &mut lines[9]);
+        s.store_f32(s.mul(d, s.float(sum)), &mut lines[10]);
+        Rows { lines }
+    }
+
+    /// As a step.
+    #[inline(always)]
+    fn put(&self, to: &mut [[u8; 64]]) {
+        let vectors = to.len() - 3;
+        to[..vectors].copy_from_slice(&self.lines[..vectors]);
+        to[vectors..].copy_from_slice(&self.lines[8..11]);
+    }
 }
 
 /// Rounds 16 blocks, a block a lane as in `Layout`: the vectors of a group, and their scales.

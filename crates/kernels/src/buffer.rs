@@ -155,6 +155,10 @@ impl DerefMut for Workspace {
 pub(crate) struct Scratch {
     /// Unpacked weight rows: integers with scales and offsets, or bfloat16.
     pub(crate) bytes: Buffer<u8>,
+    /// The integers again, a row to a lane.
+    pub(crate) turned: Buffer<u8>,
+    /// Products of rows with few tokens.
+    pub(crate) stage: Buffer<u8>,
     /// Unpacked floats of weight rows, or all that a strip of attention needs.
     pub(crate) floats: Buffer<f32>,
     /// Sums of products of some columns.
@@ -171,6 +175,8 @@ pub(crate) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     let mut scratch = SCRATCH.take().unwrap_or_else(|| {
         Box::new(Scratch {
             bytes: Buffer::empty(),
+            turned: Buffer::empty(),
+            stage: Buffer::empty(),
             floats: Buffer::empty(),
             sums: Buffer::empty(),
         })

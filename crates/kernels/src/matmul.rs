@@ -2,14 +2,16 @@
 //!
 //! One element is always computed by the same operations in the same order, whatever the number of
 //! tokens, the tile, the panel or the split over threads, so its bits depend on its own row and
-//! token only. For quantised weights in `fast`: 16 lanes, each of which adds up every sixteenth
-//! block, as `sum = fma(weight scale · activation scale, exact integer product of the block, sum)`,
-//! then the block's offset times its sum of activations; at last the lanes, in halves. For floats:
-//! 16 lanes, each of which adds up every sixteenth value.
+//! token only. For quantised weights in `fast`: of each part of a row (2048 columns at most), 16 chains,
+//! each of which adds up every sixteenth block, as `sum = fma(weight scale · activation scale, exact
+//! integer product of the block, sum)`, then the block's offset times its sum of activations; the
+//! chains one after the other, part by part, and the few blocks that fill no group last, one by one.
+//! For floats: 16 lanes, each of which adds up every sixteenth value; at last the lanes, in halves.
 //!
 //! Idea: for one token a row's groups are unpacked in registers and multiplied at once, straight
-//! from the file's bytes. For many, some rows are unpacked into a panel in a core's own cache, and
-//! all tokens are run over it in tiles of R rows by T tokens.
+//! from the file's bytes, a block to a lane. For some, a few rows are unpacked in the same form into a
+//! panel in a core's own cache. For many they are turned there, a row to a lane, so that a tile ends
+//! without sums over lanes, at any length of rows.
 //!
 //! Why fast: an integer product of 64 pairs is one instruction, and only the sum over blocks needs
 //! an order, once every eight of them; a row is unpacked once per call; tiles share their loads.
@@ -18,21 +20,27 @@ use crate::Matrix;
 use crate::activations::{Activations, Form};
 use crate::buffer::{Scratch, Shared};
 use crate::floats::{Floats, Halves};
-use crate::integers::Panel;
-use crate::layout::Layout;
+use crate::integers::Stage;
+use crate::integers::few::Blocks;
+use crate::integers::many::{self, Panel};
+use crate::layout::{Layout, Part};
+use crate::simd::LANES;
 use crate::simd::table::Table;
 use crate::tiles::ROWS;
 use crate::unpack;
 use std::ops::Range;
 
 /// Panel size in bytes: a share of a core's second-level cache.
-const PANEL_BYTES: usize = 256 << 10;
+pub(crate) const PANEL_BYTES: usize = 256 << 10;
 /// Rows of a panel, where it has to be twice as large for them.
 const PANEL_ROWS: usize = 48;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
 /// Tokens that do not need a larger panel than one of few rows.
 pub(crate) const FEW: usize = 24;
+/// Of sixteen rows, those that few tokens meet at once: what is unpacked of them stays in the nearest
+/// cache.
+const FEW_ROWS: [Range<usize>; 2] = [0..8, 8..LANES];
 
 /// Some rows of one product, the work of one task.
 pub(crate) struct Job<'a> {
@@ -54,19 +62,51 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
     let (n, cols) = (job.x.n, job.w.cols());
     let Scratch {
         bytes,
+        stage,
+        turned,
         floats,
         sums,
     } = scratch;
     // SAFETY: passed on to the caller.
     unsafe {
         match job.form {
-            Form::Rounded(_) if n == 1 => (table.integer_rows)(job),
             Form::Rounded(block) => {
                 let layout = Layout::new(block, cols);
-                for rows in panels(job, Panel::row_bytes(layout)) {
-                    let mut panel = Panel::new(rows, layout, bytes);
-                    (table.integer_panel)(job, &mut panel);
-                    (table.integer_tiles)(job, &panel, sums);
+                let mut stage = Stage::new(layout, n, stage);
+                if n <= FEW {
+                    for first in job.rows.clone().step_by(LANES) {
+                        let rows = |r: &Range<usize>| {
+                            (first + r.start).min(job.rows.end)..(first + r.end).min(job.rows.end)
+                        };
+                        if n == 1 {
+                            (table.integer_products)(job, rows(&(0..LANES)), &mut stage);
+                        } else {
+                            for (part, some) in layout
+                                .parts()
+                                .flat_map(|p| FEW_ROWS.map(|r| (p.clone(), r)))
+                            {
+                                let mut blocks = Blocks::new(layout, &part, some.clone(), bytes);
+                                (table.integer_blocks)(
+                                    job,
+                                    rows(&some),
+                                    &part,
+                                    &mut blocks,
+                                    &mut stage,
+                                );
+                                (table.integer_some)(job, &part, &blocks, &mut stage);
+                            }
+                        }
+                        (table.integer_sums)(job, first, &stage);
+                    }
+                    return;
+                }
+                let mut all = many::panels(job, cols)
+                    .flat_map(|rows| layout.parts().map(move |part| (rows.clone(), part)))
+                    .peekable();
+                while let Some(at) = all.next() {
+                    let panel = Panel::new(table, job, at, &mut stage, (bytes, turned));
+                    let next = all.peek().map(|(rows, part)| Next::new(job, rows, part));
+                    (table.integer_tiles)(job, &panel, next);
                 }
             }
             Form::Halves if n == 1 => (table.half_rows)(job),
@@ -82,13 +122,37 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
                         (table.float_panel)(job, rows, &mut panel);
                     } else {
                         let layout = Layout::new(unpack::block(job.w.ty()), cols);
-                        let mut integers = Panel::new(rows, layout, bytes);
-                        (table.integer_panel)(job, &mut integers);
-                        (table.dequantize)(&integers, &mut panel);
+                        let mut stage = Stage::new(layout, 0, stage);
+                        for part in layout.parts() {
+                            let at = (rows.clone(), part);
+                            let integers = Panel::new(table, job, at, &mut stage, (bytes, turned));
+                            (table.dequantize)(&integers, &mut panel);
+                        }
                     }
                     (table.float_tiles)(job, &panel, sums);
                 }
             }
+        }
+    }
+}
+
+/// Bytes of the panel after one, to be asked for while this one is met.
+#[derive(Clone)]
+pub(crate) struct Next {
+    pub(crate) rows: Range<usize>,
+    /// Of each row.
+    pub(crate) bytes: Range<usize>,
+}
+
+impl Next {
+    fn new(job: &Job<'_>, rows: &Range<usize>, part: &Part) -> Next {
+        let row = job.w.row(rows.start).len();
+        let at = |block: usize| {
+            row * block / Layout::new(unpack::block(job.w.ty()), job.w.cols()).blocks
+        };
+        Next {
+            rows: rows.clone(),
+            bytes: at(part.blocks.start)..at(part.blocks.end),
         }
     }
 }
@@ -103,15 +167,20 @@ fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>>
         // Activations of long rows come from a far cache for each panel: it should have some rows.
         fit(PANEL_BYTES).max(PANEL_ROWS.min(fit(2 * PANEL_BYTES)))
     };
-    let most = most.max(ROWS);
-    // Of one size, since each panel passes over all activations.
-    let parts = job.rows.len().div_ceil(most).max(1);
-    let step = job.rows.len().div_ceil(parts).next_multiple_of(ROWS);
-    let end = job.rows.end;
-    job.rows
-        .clone()
-        .step_by(step.max(ROWS))
-        .map(move |r| r..end.min(r + step))
+    even(job.rows.clone(), most, ROWS)
+}
+
+/// Rows in parts of about one size, since each panel passes over all activations: of `most` rows, as a
+/// multiple of `unit`.
+pub(crate) fn even(
+    rows: Range<usize>,
+    most: usize,
+    unit: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let parts = rows.len().div_ceil(most.max(unit)).max(1);
+    let step = rows.len().div_ceil(parts).next_multiple_of(unit).max(unit);
+    let end = rows.end;
+    rows.step_by(step).map(move |r| r..end.min(r + step))
 }
 
 /// Tokens of `bytes` each that fit the nearest cache beside a tile's rows, in whole tiles.

@@ -3,10 +3,10 @@
 //! Lengths that do not fit each other are mistakes of the calling code and panic here, before any
 //! work; values never do. How work is split never changes results.
 
-use crate::activations::{Activations, Form};
+use crate::activations::{Activations, Form, TOKENS};
 use crate::attention::{self, Attend, Field};
 use crate::buffer::{Shared, with_scratch};
-use crate::matmul::{self, Job};
+use crate::matmul::{self, FEW, Job};
 use crate::pool::Pool;
 use crate::rope::{LastTurns, Rope};
 use crate::simd::table::{Table, table};
@@ -20,10 +20,6 @@ const SMALL: usize = 16 << 10;
 const SMALL_PRODUCTS: usize = 64 << 10;
 /// Multiplications that are worth a task of their own: some ten microseconds.
 const TASK_PRODUCTS: usize = 256 << 10;
-
-/// Tokens whose activations are prepared together, and from how many on.
-const TOGETHER: usize = 8;
-const MANY: usize = 32;
 
 /// A level, a compute mode and a pool of threads. Shared freely between threads; calls from several
 /// threads at once are sound, but only one of them has the pool at a time.
@@ -127,7 +123,7 @@ impl Kernels {
         let tasks = prepared.tasks();
         if tasks.any() {
             let prepare = self.table.prepare;
-            let some = if n < MANY { 1 } else { TOGETHER };
+            let some = if n <= FEW { 1 } else { 2 * TOKENS };
             self.rows(n.div_ceil(some), some.saturating_mul(cols), &|i| {
                 let tokens = i * some..n.min((i + 1) * some);
                 // SAFETY: each token is given to one task; the table's level is available.
@@ -460,11 +456,18 @@ fn jobs<'a>(
 }
 
 /// Rows of a product given to one task: of a small product each thread gets one part, of a large one
-/// several, so that a late thread does not hold up the rest.
+/// several, so that a late thread does not hold up the rest. Whole tiles where there are enough.
 fn rows_per_task(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
     let each = w.rows().saturating_mul(w.cols()).saturating_mul(n) / threads;
     let tasks = threads * (each / TASK_PRODUCTS).clamp(1, 8);
-    w.rows().div_ceil(tasks).next_multiple_of(4).max(4)
+    let rows = w.rows().div_ceil(tasks);
+    match rows {
+        0..16 => rows.next_multiple_of(4).max(4),
+        16..32 => rows.next_multiple_of(16),
+        _ if n == 1 => rows.next_multiple_of(16),
+        // To the nearest, lest many small parts become too few.
+        _ => (rows + 16) / 32 * 32,
+    }
 }
 
 pub(crate) fn whole_rows(len: usize, cols: usize) -> usize {

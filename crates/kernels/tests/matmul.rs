@@ -245,6 +245,53 @@ fn bits_depend_on_nothing_but_row_and_token() {
     }
 }
 
+/// Rows of several parts, with groups that are not full and blocks beyond: right, the same bits for one
+/// token, some and many, and on every level with fused multiply-add.
+#[test]
+fn long_rows_are_right_for_any_number_of_tokens() {
+    const N: usize = 27;
+    let mut random = Random(8);
+    for ty in Type::ALL.iter().filter(|t| !t.is_float()) {
+        let all: &[usize] = match ty.block_len() {
+            32 => &[2048, 2080, 2560, 2592, 2784, 4704],
+            64 | 128 => &[2048, 2176, 2688],
+            _ => &[2304, 4352],
+        };
+        for &cols in all {
+            let rows = 37;
+            let data = synthesize(*ty, rows, cols, random.bits()).unwrap();
+            let w = dequantized(*ty, &data, rows * cols);
+            let matrix = Matrix::new(*ty, rows, cols, &data).unwrap();
+            let x = random.floats(N * cols);
+            let bias = random.floats(rows);
+            let expected = exact(*ty, &w, &x, cols);
+            let mut first = None;
+            for level in Level::available() {
+                let k = Kernels::new(level, Compute::Fast, 2).unwrap();
+                let whole = product(&k, matrix, Some(&bias), &x);
+                for (i, (got, exact)) in whole.iter().zip(&expected).enumerate() {
+                    let error = (f64::from(*got) - exact.sum - f64::from(bias[i % rows])).abs();
+                    assert!(
+                        error <= exact.tolerance(*ty, &k),
+                        "{level} {ty} {cols}: {i}"
+                    );
+                }
+                for chunk in [1, 2, 5, 13] {
+                    let parts = x.chunks(chunk * cols);
+                    let parts: Vec<f32> = parts
+                        .flat_map(|x| product(&k, matrix, Some(&bias), x))
+                        .collect();
+                    assert_eq!(bits(&parts), bits(&whole), "{level} {ty} {cols} by {chunk}");
+                }
+                if level != Level::Scalar {
+                    let first = first.get_or_insert_with(|| bits(&whole));
+                    assert_eq!(*first, bits(&whole), "{level} {ty} {cols}");
+                }
+            }
+        }
+    }
+}
+
 /// The largest integers that a format can hold against the largest activations: no overflow.
 #[test]
 fn integer_extremes_do_not_overflow() {

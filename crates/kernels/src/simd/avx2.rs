@@ -270,6 +270,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { (_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)) }
     }
     #[inline(always)]
+    fn raise(self, a: Ints, by: u8) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let by = _mm256_set1_epi8(by.cast_signed());
+            (_mm256_add_epi8(a.0, by), _mm256_add_epi8(a.1, by))
+        }
+    }
+    #[inline(always)]
     fn flip(self, a: Ints) -> Ints {
         // SAFETY: see above.
         unsafe {
@@ -334,6 +342,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let first = transpose_half([x[0].0, x[1].0, x[2].0, x[3].0]);
         let second = transpose_half([x[0].1, x[1].1, x[2].1, x[3].1]);
         array(|k| (first[k], second[k]))
+    }
+    #[inline(always)]
+    fn across(self, x: [Ints; 4]) -> [Ints; 4] {
+        // SAFETY: see above.
+        unsafe {
+            let low = |a, b| _mm256_permute2x128_si256::<0x20>(a, b);
+            let high = |a, b| _mm256_permute2x128_si256::<0x31>(a, b);
+            [
+                (low(x[0].0, x[1].0), low(x[2].0, x[3].0)),
+                (high(x[0].0, x[1].0), high(x[2].0, x[3].0)),
+                (low(x[0].1, x[1].1), low(x[2].1, x[3].1)),
+                (high(x[0].1, x[1].1), high(x[2].1, x[3].1)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn word(self, from: &[u8; 4]) -> Ints {
+        // SAFETY: see above.
+        let x = unsafe { _mm256_set1_epi32(i32::from_le_bytes(*from)) };
+        (x, x)
     }
     #[inline(always)]
     fn zip(self, low: Ints, high: Ints) -> [Ints; 2] {
@@ -420,6 +448,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 _mm256_mullo_epi32(_mm256_loadu_si256(at.add(1)), by),
             )
         }
+    }
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Ints {
+        // SAFETY: see above.
+        let x = unsafe { _mm256_set1_epi32(x) };
+        (x, x)
+    }
+    #[inline(always)]
+    fn add_ints(self, a: Ints, b: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe { (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn as_ints(self, x: Ints) -> Ints {
+        x
     }
     #[inline(always)]
     fn store_ints(self, x: Ints, to: &mut [u8; 64]) {

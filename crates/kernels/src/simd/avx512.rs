@@ -224,6 +224,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    fn raise(self, a: __m512i, by: u8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi8(a, _mm512_set1_epi8(by.cast_signed())) }
+    }
+    #[inline(always)]
     fn flip(self, a: __m512i) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
@@ -270,6 +275,31 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
                 _mm512_unpackhi_epi64(c, d),
             ]
         }
+    }
+    #[inline(always)]
+    fn across(self, x: [__m512i; 4]) -> [__m512i; 4] {
+        // SAFETY: see above.
+        unsafe {
+            let (a, b) = (
+                _mm512_shuffle_i32x4::<0x44>(x[0], x[1]),
+                _mm512_shuffle_i32x4::<0x44>(x[2], x[3]),
+            );
+            let (c, d) = (
+                _mm512_shuffle_i32x4::<0xee>(x[0], x[1]),
+                _mm512_shuffle_i32x4::<0xee>(x[2], x[3]),
+            );
+            [
+                _mm512_shuffle_i32x4::<0x88>(a, b),
+                _mm512_shuffle_i32x4::<0xdd>(a, b),
+                _mm512_shuffle_i32x4::<0x88>(c, d),
+                _mm512_shuffle_i32x4::<0xdd>(c, d),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn word(self, from: &[u8; 4]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(i32::from_le_bytes(*from)) }
     }
     #[inline(always)]
     fn zip(self, low: __m512i, high: __m512i) -> [__m512i; 2] {
@@ -343,6 +373,20 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     fn times(self, x: &[u8; 64], by: i32) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_mullo_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi32(by)) }
+    }
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn as_ints(self, x: __m512i) -> __m512i {
+        x
     }
     #[inline(always)]
     fn store_ints(self, x: __m512i, to: &mut [u8; 64]) {

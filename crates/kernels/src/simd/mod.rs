@@ -68,6 +68,15 @@ pub(crate) fn part<const N: usize>(data: &[u8], at: usize) -> &[u8; N] {
     }
 }
 
+/// The words of sixteen rows' vectors, lane by lane: word r of vector l is word l of row r's.
+#[inline(always)]
+pub(crate) fn over_rows<S: Simd>(s: S, rows: [&[u8; 64]; LANES]) -> [S::B; LANES] {
+    let sets = four!(|i| s.transpose(four!(|r| s.bytes(rows[4 * i + r]))));
+    let lanes = four!(|k| s.across(four!(|i| sets[i][k])));
+    // Of set k, quarter l: lane 4l + k.
+    array(|lane| lanes[lane % 4][lane / 4])
+}
+
 /// The vector primitives of one level. A value of the implementing type is the proof that the
 /// processor has the level's instructions: it can only be made by an unsafe constructor.
 pub(crate) trait Simd: Copy {
@@ -144,6 +153,8 @@ pub(crate) trait Simd: Copy {
     fn and(self, a: Self::B, mask: u8) -> Self::B;
     /// a | b
     fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// a + by, byte by byte, wrapping
+    fn raise(self, a: Self::B, by: u8) -> Self::B;
     /// The top bit of each byte inverted.
     fn flip(self, a: Self::B) -> Self::B;
     /// Each word shifted right by its quarter's number of bits, below 32.
@@ -156,6 +167,10 @@ pub(crate) trait Simd: Copy {
     fn bits(self, mask: u64, value: u8) -> Self::B;
     /// In each quarter, word i of the k-th result is word k of the i-th argument.
     fn transpose(self, x: [Self::B; 4]) -> [Self::B; 4];
+    /// Quarter i of the k-th result is quarter k of the i-th argument.
+    fn across(self, x: [Self::B; 4]) -> [Self::B; 4];
+    /// A word of 4 bytes in all lanes.
+    fn word(self, from: &[u8; 4]) -> Self::B;
     /// The even quarters of both, taken in turns, and the odd ones: quarters
     /// `[low 0, high 0, low 2, high 2]` and `[low 1, high 1, low 3, high 3]`.
     fn zip(self, low: Self::B, high: Self::B) -> [Self::B; 2];
@@ -175,6 +190,12 @@ pub(crate) trait Simd: Copy {
     }
     /// x · by of 16 little-endian i32, wrapping
     fn times(self, x: &[u8; 64], by: i32) -> Self::N;
+    /// An integer in all lanes.
+    fn splat_int(self, x: i32) -> Self::N;
+    /// a + b, wrapping
+    fn add_ints(self, a: Self::N, b: Self::N) -> Self::N;
+    /// The words as little-endian i32.
+    fn as_ints(self, x: Self::B) -> Self::N;
     /// 16 little-endian i32 to memory.
     fn store_ints(self, x: Self::N, to: &mut [u8; 64]);
     /// Converted; exact below 2^24.

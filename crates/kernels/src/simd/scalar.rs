@@ -184,6 +184,10 @@ impl Simd for Scalar {
         every(|i| a[i] | b[i])
     }
     #[inline]
+    fn raise(self, a: [u8; 64], by: u8) -> [u8; 64] {
+        every(|i| a[i].wrapping_add(by))
+    }
+    #[inline]
     fn flip(self, a: [u8; 64]) -> [u8; 64] {
         every(|i| a[i] ^ 0x80)
     }
@@ -206,6 +210,14 @@ impl Simd for Scalar {
     #[inline]
     fn transpose(self, x: [[u8; 64]; 4]) -> [[u8; 64]; 4] {
         array(|k| every(|i| x[i / 4 % 4][i / 16 * 16 + 4 * k + i % 4]))
+    }
+    #[inline]
+    fn across(self, x: [[u8; 64]; 4]) -> [[u8; 64]; 4] {
+        array(|k| every(|i| x[i / 16][16 * k + i % 16]))
+    }
+    #[inline]
+    fn word(self, from: &[u8; 4]) -> [u8; 64] {
+        every(|i| from[i % 4])
     }
     #[inline]
     fn zip(self, low: [u8; 64], high: [u8; 64]) -> [[u8; 64]; 2] {
@@ -240,6 +252,18 @@ impl Simd for Scalar {
     fn times(self, x: &[u8; 64], by: i32) -> [i32; 16] {
         let (x, _) = x.as_chunks::<4>();
         array(|i| i32::from_le_bytes(x[i]).wrapping_mul(by))
+    }
+    #[inline]
+    fn splat_int(self, x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline]
+    fn add_ints(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        array(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline]
+    fn as_ints(self, x: [u8; 64]) -> [i32; 16] {
+        self.times(&x, 1)
     }
     #[inline]
     fn store_ints(self, x: [i32; 16], to: &mut [u8; 64]) {

@@ -4,8 +4,11 @@ use crate::activations::{self, Tasks};
 use crate::attention::{self, Field, Strip};
 use crate::buffer::Buffer;
 use crate::floats::{self, Floats, Halves};
-use crate::integers::{self, Panel};
-use crate::matmul::Job;
+use crate::integers::few::{self, Blocks};
+use crate::integers::many::{self, Panel};
+use crate::integers::{self, Stage, one};
+use crate::layout::Part;
+use crate::matmul::{Job, Next};
 use crate::simd::Simd;
 use crate::{Activation, KvLayout, Level, RopeLayout, exp, kv, limits, ops};
 use std::ops::Range;
@@ -82,13 +85,17 @@ macro_rules! algorithms {
 
 algorithms! {
     /// Unpacked rows as floats.
-    dequantize(panel: &Panel<'_>, to: &mut Floats<'_>) = integers::dequantize;
+    dequantize(panel: &Panel<'_>, to: &mut Floats<'_>) = many::dequantize;
     /// Widens rows of floats.
     float_panel(job: &Job<'_>, rows: Range<usize>, panel: &mut Floats<'_>) = floats::fill;
     /// All tokens over rows of floats.
     float_tiles(job: &Job<'_>, panel: &Floats<'_>, sums: &mut Buffer<f32>) = floats::tiles;
-    /// Unpacks quantised rows for many tokens.
-    integer_panel(job: &Job<'_>, panel: &mut Panel<'_>) = integers::fill;
+    /// Unpacks a part of quantised rows, a block to a lane.
+    integer_blocks(job: &Job<'_>, rows: Range<usize>, part: &Part, to: &mut Blocks<'_>, stage: &mut Stage<'_>) = few::unpack_rows;
+    /// The same, a row to a lane.
+    integer_turn(part: &Part, from: &Blocks<'_>, stage: &Stage<'_>, to: &mut [[u8; 64]]) = many::turn;
+    /// Sums of the products of rows with one token.
+    integer_sums(job: &Job<'_>, row: usize, stage: &Stage<'_>) = integers::sums;
     /// Some tokens' activations in the forms that products need.
     prepare(tasks: &Tasks<'_>, tokens: Range<usize>) = prepare_rows;
     /// One row's norm.
@@ -128,10 +135,12 @@ algorithms! {
     /// Sum of values of one query.
     mix(field: &Field<'_>, query: (usize, usize), weights: &[f32], sums: &mut [f32]) = attention::mix;
     ; products
-    /// Quantised rows of a product with one token.
-    integer_rows(job: &Job<'_>) = integers::rows;
+    /// Products of quantised rows with one token.
+    integer_products(job: &Job<'_>, rows: Range<usize>, stage: &mut Stage<'_>) = one::products;
+    /// Products of unpacked rows with few tokens.
+    integer_some(job: &Job<'_>, part: &Part, blocks: &Blocks<'_>, stage: &mut Stage<'_>) = few::some;
     /// All tokens over unpacked rows.
-    integer_tiles(job: &Job<'_>, panel: &Panel<'_>, sums: &mut Buffer<f32>) = integers::tiles;
+    integer_tiles(job: &Job<'_>, panel: &Panel<'_>, next: Option<Next>) = many::tiles;
     /// Rows of bfloat16 with one token; only for the level that multiplies such pairs.
     half_rows(job: &Job<'_>) = floats::half_rows;
     /// All tokens over rows of bfloat16; likewise.

@@ -23,7 +23,7 @@ impl Format for Q4_0 {
         Pair {
             q: pair_of_nibbles::<S, 18>(s, data, 2),
             scale: pair_of_halves::<S, 18>(s, data, 0),
-            offset: s.splat(0.0),
+            offset: [0.0; 2],
         }
     }
 }
@@ -95,7 +95,7 @@ impl Format for Q5_0 {
         Pair {
             q: pair_of_fives::<S, 22>(s, data, 6),
             scale: pair_of_halves::<S, 22>(s, data, 0),
-            offset: s.splat(0.0),
+            offset: [0.0; 2],
         }
     }
 }
@@ -143,7 +143,7 @@ impl Format for Q8_0 {
         Pair {
             q: s.flip(s.quarters(quarters)),
             scale: pair_of_halves::<S, 34>(s, data, 0),
-            offset: s.splat(0.0),
+            offset: [0.0; 2],
         }
     }
 }
@@ -198,8 +198,8 @@ impl Format for MXFP4 {
     fn pair<S: Simd>(s: S, data: &[u8]) -> Pair<S> {
         Pair {
             q: s.lookup(&E2M1, pair_of_nibbles::<S, 17>(s, data, 1)),
-            scale: eights(s, e8m0_half(data[0]), e8m0_half(data[17])),
-            offset: s.splat(0.0),
+            scale: [e8m0_half(data[0]), e8m0_half(data[17])],
+            offset: [0.0; 2],
         }
     }
 }

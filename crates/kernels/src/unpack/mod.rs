@@ -12,7 +12,7 @@
 //! Each format is one short function over a group's bytes; see `blocks` for the layouts.
 
 use crate::Type;
-use crate::layout::Layout;
+use crate::layout::Part;
 use crate::simd::{Simd, array, eight, four, part};
 
 pub(crate) mod kquants;
@@ -31,12 +31,11 @@ pub(crate) struct Group<S: Simd> {
     pub(crate) offset: S::F,
 }
 
-/// Two unpacked blocks of 32 behind each other, with the scale and the offset of each in the eight
-/// lanes of its bytes.
+/// Two unpacked blocks of 32 behind each other, with the scale and the offset of each.
 pub(crate) struct Pair<S: Simd> {
     pub(crate) q: S::B,
-    pub(crate) scale: S::F,
-    pub(crate) offset: S::F,
+    pub(crate) scale: [f32; 2],
+    pub(crate) offset: [f32; 2],
 }
 
 /// Takes the parts of a row in order.
@@ -69,17 +68,26 @@ pub(crate) trait Format {
     }
 }
 
-/// Unpacks one row of a format, part by part.
+/// The bytes of a part of a row.
 #[inline(always)]
-pub(crate) fn row<S: Simd, F: Format>(s: S, layout: Layout, data: &[u8], to: &mut impl Take<S>) {
+pub(crate) fn bytes_of<'a, F: Format>(part: &Part, data: &'a [u8]) -> &'a [u8] {
+    match part.last {
+        true => &data[part.groups.start * F::BYTES..],
+        false => &data[part.groups.start * F::BYTES..part.groups.end * F::BYTES],
+    }
+}
+
+/// Unpacks a row of a format or a part of one, of so many groups, step by step.
+#[inline(always)]
+pub(crate) fn row<S: Simd, F: Format>(s: S, groups: usize, data: &[u8], to: &mut impl Take<S>) {
     let full = data.len() / F::BYTES;
-    let (groups, rest) = data.split_at(full * F::BYTES);
+    let (whole, rest) = data.split_at(full * F::BYTES);
     to.reading(s, rest);
-    for group in groups.chunks_exact(F::BYTES) {
+    for group in whole.chunks_exact(F::BYTES) {
         to.reading(s, group);
         to.group(s, F::group(s, group));
     }
-    if layout.groups > full {
+    if groups > full {
         let mut padded = [0; GROUP_BYTES];
         padded[..rest.len()].copy_from_slice(rest);
         to.group(s, F::group(s, &padded[..F::BYTES]));
@@ -181,8 +189,8 @@ fn pair_of_nibbles<S: Simd, const BYTES: usize>(s: S, data: &[u8], at: usize) ->
     s.and(s.shr(s.quarters([a, a, b, b]), [0, 4, 0, 4]), 15)
 }
 
-/// The halves at byte `at` of two blocks, over their lanes.
+/// The halves at byte `at` of two blocks.
 #[inline(always)]
-fn pair_of_halves<S: Simd, const BYTES: usize>(s: S, data: &[u8], at: usize) -> S::F {
-    eights(s, half(s, data, at), half(s, data, BYTES + at))
+fn pair_of_halves<S: Simd, const BYTES: usize>(s: S, data: &[u8], at: usize) -> [f32; 2] {
+    [half(s, data, at), half(s, data, BYTES + at)]
 }
