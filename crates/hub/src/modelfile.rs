@@ -163,7 +163,8 @@ fn obey(recipe: &mut Recipe, keyword: &str, value: Value) -> Result<(), String> 
     };
     match name.as_str() {
         "FROM" if !recipe.from.is_empty() => Err("FROM stands twice".into()),
-        "FROM" if text.is_empty() || text.contains(char::is_control) => {
+        // What no quotation can hold could not be printed again.
+        "FROM" if text.is_empty() || text.contains(char::is_control) || quoted(&text).is_none() => {
             Err("FROM takes one model".into())
         }
         "FROM" => {
@@ -223,7 +224,8 @@ fn adapter(text: &str) -> Result<Adapter, String> {
 /// quotation holds (with `"""` inside) is left out, with a comment in its place.
 #[must_use]
 pub fn print_modelfile(recipe: &Recipe) -> String {
-    let mut out = format!("FROM {}\n", recipe.from);
+    let from = quoted(&recipe.from).unwrap_or_else(|| recipe.from.clone());
+    let mut out = format!("FROM {from}\n");
     let mut add = |words: &str, text: &str| match quoted(text) {
         Some(text) => out.push_str(&format!("{words} {text}\n")),
         None => out.push_str(&format!("# {words}: no quotation can hold this text\n")),
@@ -339,6 +341,8 @@ mod tests {
             ("", "no FROM"),
             ("# FROM x", "no FROM"),
             ("FROM", "FROM takes one model"),
+            ("FROM a\"", "FROM takes one model"),
+            ("FROM \"a\"\"\"b\"", "FROM takes one model"),
             ("FROM a\nFROM b", "line 2: FROM stands twice"),
             ("FROM a\n\nFLY b", "line 3: there is no instruction \"FLY\""),
             ("FROM a\nPARAMETER heat 1", "no parameter \"heat\""),
@@ -406,5 +410,12 @@ mod tests {
             ..Recipe::default()
         };
         assert_eq!(parse(&print_modelfile(&recipe)).system, None);
+        for from in ["a b", " a ", "\"a\"b", "./x\"y.gguf"] {
+            let recipe = Recipe {
+                from: from.into(),
+                ..Recipe::default()
+            };
+            assert_eq!(parse(&print_modelfile(&recipe)), recipe, "{from:?}");
+        }
     }
 }

@@ -403,6 +403,10 @@ fn parse_url(word: &str) -> Result<Spec, String> {
     }
     let mut url = url;
     url.set_fragment(None);
+    // Written out, escapes make it longer: what is kept must be a word that can be read again.
+    if url.as_str().len() > WORD_MAX {
+        return Err("it is too long".into());
+    }
     Ok(Spec::Url(url.to_string()))
 }
 

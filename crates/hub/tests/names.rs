@@ -134,6 +134,10 @@ fn words_that_mean_nothing() {
         );
     }
     assert!(Spec::parse(&"a".repeat(5000)).is_err());
+    // Short enough as it is typed, too long as it is kept.
+    assert!(Spec::parse(&format!("https://h/{}", "}".repeat(1400))).is_err());
+    let longest = Spec::parse(&format!("https://h/{}", "}".repeat(1362))).unwrap();
+    assert_eq!(Spec::parse(&longest.canonical()).unwrap(), longest);
 }
 
 #[test]

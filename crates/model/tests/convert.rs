@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{Capture, Expected, MODELS, fixture, kernels, logits};
 use files::gguf::{Gguf, Value};
 use files::hf::HfDir;
-use files::{Dtype, Tensors};
+use files::{Dtype, Tensor, Tensors};
 use kernels::{Compute, Type};
 use model::convert::{Input, write_safetensors};
 use model::quantize::{Collector, Imatrix, Wanted, plan, write};
@@ -254,8 +254,63 @@ fn mixtral_directories_match_transformers() {
     });
     let scale = a.iter().fold(0f32, |m, x| m.max(x.abs()));
     common::assert_close("q8_0", &a, &b, 0.1 * scale, 0.0);
-    let error = Input::open(&gguf).unwrap().hf(None, Vec::new());
-    assert!(error.unwrap_err().to_string().contains("experts"));
+    // And a directory made of the quantised file: its experts are cut out of one tensor.
+    let wide = to_hf(
+        &Input::open(&gguf).unwrap(),
+        Some(Type::F32),
+        &folder.path().join("wide"),
+    );
+    let w = model::open(&wide.path, kernels(Compute::F32, 2)).unwrap();
+    common::assert_close(
+        "widened",
+        &logits(&w, &[1, 7, 30], 3, &mut ()),
+        &b,
+        1e-4,
+        1e-4,
+    );
+}
+
+#[test]
+fn mixtral_there_and_back_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fixture("../experts/mixtral");
+    let dir = HfDir::open(&path).unwrap();
+    let gguf = folder.path().join("mixtral.gguf");
+    to_gguf(
+        &Input::open(&path).unwrap().gguf(Vec::new()).unwrap(),
+        None,
+        &gguf,
+    );
+    let back = to_hf(
+        &Input::open(&gguf).unwrap(),
+        None,
+        &folder.path().join("back"),
+    );
+    assert_same(&dir.tensors, &back.tensors, "mixtral");
+    let [before, after] = [&dir, &back].map(|d| Config::from_hf(&d.config).unwrap());
+    assert_eq!(
+        before,
+        Config {
+            eos: before.eos.clone(),
+            bos: before.bos,
+            ..after
+        }
+    );
+    assert_eq!(back.config["architectures"][0], "MixtralForCausalLM");
+    // Stacks that are not what the configuration says.
+    let mut other = Gguf::open(&gguf).unwrap();
+    let list: Vec<Tensor> = other.tensors.iter().cloned().collect();
+    let list = list.into_iter().map(|t| match t.name.as_str() {
+        "blk.1.ffn_up_exps.weight" => {
+            Tensor::new(t.name, t.dtype, vec![2, 64, 32], t.data).unwrap()
+        }
+        _ => t,
+    });
+    other.tensors = Tensors::new(list.collect()).unwrap();
+    let error = Input::Gguf(Box::new(other))
+        .hf(None, Vec::new())
+        .unwrap_err();
+    assert!(error.to_string().contains("ffn_up_exps"), "{error}");
 }
 
 /// The configuration of a directory changed, its other files as they are.

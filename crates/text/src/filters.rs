@@ -68,7 +68,9 @@ pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     env.add_function(crate::source::CONCAT, concat);
     env.add_function(crate::source::ADD, add);
+    env.add_function(crate::source::WRAP, crate::variadic::wrap);
     crate::layout::install(env);
+    crate::wrap::install(env);
     env.set_unknown_method_callback(crate::methods::call);
     // Not Jinja2's: it would print every variable.
     env.remove_global("debug");

@@ -27,7 +27,11 @@ pub(crate) fn install(env: &mut Environment<'static>) {
 }
 
 /// An argument by its place, or else by its name.
-fn or_named<'a, T>(given: Option<T>, options: &'a Kwargs, name: &'a str) -> Result<Option<T>, Error>
+pub(crate) fn or_named<'a, T>(
+    given: Option<T>,
+    options: &'a Kwargs,
+    name: &'a str,
+) -> Result<Option<T>, Error>
 where
     Option<T>: ArgType<'a, Output = Option<T>>,
 {
@@ -94,25 +98,27 @@ fn center(
 
 /// How many runs of letters, numbers and underscores there are.
 fn word_count(text: &str) -> usize {
-    let inside = |c: char| {
-        use C::{
-            DecimalNumber, LetterNumber, LowercaseLetter, ModifierLetter, OtherLetter, OtherNumber,
-            TitlecaseLetter, UppercaseLetter,
-        };
-        let letters = [
-            UppercaseLetter,
-            LowercaseLetter,
-            TitlecaseLetter,
-            ModifierLetter,
-            OtherLetter,
-        ];
-        let numbers = [DecimalNumber, LetterNumber, OtherNumber];
-        let kind = get_general_category(c);
-        c == '_' || letters.contains(&kind) || numbers.contains(&kind)
-    };
-    text.split(|c| !inside(c))
+    text.split(|c| !word_char(c))
         .filter(|word| !word.is_empty())
         .count()
+}
+
+/// Python's `\w`: a letter, a number, an underscore.
+pub(crate) fn word_char(c: char) -> bool {
+    use C::{
+        DecimalNumber, LetterNumber, LowercaseLetter, ModifierLetter, OtherLetter, OtherNumber,
+        TitlecaseLetter, UppercaseLetter,
+    };
+    let letters = [
+        UppercaseLetter,
+        LowercaseLetter,
+        TitlecaseLetter,
+        ModifierLetter,
+        OtherLetter,
+    ];
+    let numbers = [DecimalNumber, LetterNumber, OtherNumber];
+    let kind = get_general_category(c);
+    c == '_' || letters.contains(&kind) || numbers.contains(&kind)
 }
 
 /// `value|truncate(length=255, killwords=False, end="...", leeway=5)`.

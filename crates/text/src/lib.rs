@@ -41,8 +41,10 @@ mod tiktoken;
 mod tojson;
 mod tokenizer;
 mod tokens;
+mod variadic;
 mod vocab;
 mod words;
+mod wrap;
 
 pub use convert::{gguf_keys, hf_files};
 pub use decode::Decoder;

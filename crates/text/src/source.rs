@@ -12,6 +12,7 @@
 //! - `a ~ b` becomes a call of [`CONCAT`], which prints as Python does and is metered;
 //! - `a + b` becomes a call of [`ADD`] in templates that mark strings as safe: in Python such a string escapes
 //!   what it is added to, whether or not the template escapes what it prints;
+//! - a macro that says `varargs` or `kwargs` gets parameters of these names, and is wrapped behind its end ([`WRAP`]);
 //! - line ends become `\n`, as Jinja2 reads them.
 //!
 //! It also lists the string literals of the template: what a template may look for in a message. It knows where
@@ -20,6 +21,7 @@
 
 use crate::rewrite::expression;
 use crate::tokens::Tokens;
+use crate::variadic::{KWARGS, VARARGS};
 
 /// The filter that every value with a name passes through.
 pub(crate) const KEEP: &str = "puna_keep";
@@ -31,6 +33,8 @@ pub(crate) const ITERABLE: &str = "puna_iterable";
 pub(crate) const CONCAT: &str = "puna_concat";
 /// The function behind `+` where strings may be marked as safe.
 pub(crate) const ADD: &str = "puna_add";
+/// The function that makes a macro catch the arguments it has no parameters for.
+pub(crate) const WRAP: &str = "puna_macro";
 
 /// Filters that give a safe string.
 const SAFE_FILTERS: [&str; 4] = ["safe", "escape", "e", "forceescape"];
@@ -38,6 +42,8 @@ const SAFE_FILTERS: [&str; 4] = ["safe", "escape", "e", "forceescape"];
 /// longest known tags have a few hundred tokens.
 const MAX_TOKENS: usize = 4000;
 const MAX_ELIF: usize = 1000;
+/// Most macros with `varargs` or `kwargs`.
+const MAX_VARIADIC: usize = 500;
 
 /// A template's text for the engine.
 #[derive(Debug)]
@@ -60,6 +66,9 @@ pub(crate) fn prepare(source: &str) -> Result<Source, String> {
         elifs: 0,
         longest: 0,
         whole: true,
+        bodies: Vec::new(),
+        variadic: 0,
+        strays: false,
     };
     scan.safe = scan.marks_strings_safe();
     scan.all();
@@ -69,8 +78,20 @@ pub(crate) fn prepare(source: &str) -> Result<Source, String> {
         elifs,
         longest,
         whole,
+        variadic,
+        strays,
         ..
     } = scan;
+    if variadic > MAX_VARIADIC {
+        return Err(format!(
+            "more than {MAX_VARIADIC} macros take {VARARGS} or {KWARGS}"
+        ));
+    }
+    if strays {
+        return Err(format!(
+            "{VARARGS} and {KWARGS} of call blocks are not implemented"
+        ));
+    }
     if longest > MAX_TOKENS {
         return Err(format!("a tag has more than {MAX_TOKENS} tokens"));
     }
@@ -98,6 +119,22 @@ struct Scan<'a> {
     longest: usize,
     /// Whether every tag was read.
     whole: bool,
+    /// The macros and call blocks that are open.
+    bodies: Vec<Body>,
+    /// How many macros say `varargs` or `kwargs`, and whether a call block does.
+    variadic: usize,
+    strays: bool,
+}
+
+/// A macro or a call block (without a name) that is open: where parameters can be added in what is written and where
+/// they are bounded, whether it has any, which of `varargs` and `kwargs` are among them, and which it says.
+struct Body {
+    name: String,
+    parameters: usize,
+    bounds: usize,
+    any: bool,
+    own: [bool; 2],
+    says: [bool; 2],
 }
 
 impl Scan<'_> {
@@ -189,10 +226,31 @@ impl Scan<'_> {
             "for" | "macro" | "call" | "with" => {
                 let rest = self.walked(&tokens, name, name_end, value_end);
                 self.push(&[head, name, &rest]);
-                for bound in tokens.bound(name, src) {
-                    self.push(&[" %}{% set ", bound, " = (", bound, ")|", KEEP, " "]);
+                let bound = tokens.bound(name, src);
+                let parameters = self.out.len() - rest.len() + rest.rfind(')').unwrap_or(0);
+                for bound in &bound {
+                    self.push(&[&bounded(bound)]);
+                }
+                if matches!(name, "macro" | "call") {
+                    let of = |name: &str| bound.contains(&name);
+                    self.bodies.push(Body {
+                        name: match name {
+                            "macro" => tokens.first(src).to_owned(),
+                            _ => String::new(),
+                        },
+                        parameters,
+                        bounds: self.out.len(),
+                        any: !bound.is_empty(),
+                        own: [of(VARARGS), of(KWARGS)],
+                        says: [false; 2],
+                    });
                 }
                 self.push(&[tail]);
+            }
+            "endmacro" | "endcall" => {
+                let wrapped = self.end_of_body();
+                let rest = self.expression(&tokens, name_end, value_end);
+                self.push(&[head, name, &rest, &wrapped, tail]);
             }
             _ => {
                 let rest = self.expression(&tokens, name_end, value_end);
@@ -200,6 +258,39 @@ impl Scan<'_> {
             }
         }
         end
+    }
+
+    /// Ends a macro or call block: what it says and does not name as its parameters is added to them. Returns what
+    /// to write behind it.
+    fn end_of_body(&mut self) -> String {
+        let Some(body) = self.bodies.pop() else {
+            return String::new();
+        };
+        if let Some(outer) = self.bodies.last_mut() {
+            outer.says = [0, 1].map(|i| outer.says[i] || body.says[i]);
+        }
+        let added = [0, 1].map(|i| body.says[i] && !body.own[i]);
+        if added == [false; 2] {
+            return String::new();
+        }
+        self.variadic += 1;
+        self.strays |= body.name.is_empty();
+        if self.variadic > MAX_VARIADIC || self.strays {
+            return String::new();
+        }
+        let names = [(added[0], VARARGS), (added[1], KWARGS)];
+        let names = names.iter().filter(|(added, _)| *added);
+        let (mut parameters, mut bounds) = (String::new(), String::new());
+        for (i, (_, name)) in names.enumerate() {
+            let comma = if body.any || i > 0 { ", " } else { "" };
+            parameters.push_str(&format!("{comma}{name}=none"));
+            bounds.push_str(&bounded(name));
+        }
+        // The later place first: it moves the other.
+        self.out.insert_str(body.bounds, &bounds);
+        self.out.insert_str(body.parameters, &parameters);
+        let (name, [varargs, kwargs]) = (&body.name, added);
+        format!(" %}}{{% set {name} = {WRAP}({name}, {varargs}, {kwargs}) ")
     }
 
     /// Copies `{% set target = value %}` with its value behind a filter; `{% set target %}` as it is. The places:
@@ -263,6 +354,10 @@ impl Scan<'_> {
         let mut tokens = Tokens::read(self.src, from, close);
         self.longest = self.longest.max(tokens.list.len());
         self.literals.append(&mut tokens.literals);
+        if let Some(body) = self.bodies.last_mut() {
+            let says = [VARARGS, KWARGS].map(|name| tokens.say(name, self.src));
+            body.says = [0, 1].map(|i| body.says[i] || says[i]);
+        }
         let close = tokens.close;
         Some(tokens).zip(close)
     }
@@ -270,6 +365,11 @@ impl Scan<'_> {
     fn expression(&self, tokens: &Tokens, from: usize, to: usize) -> String {
         expression(self.src, tokens, from, to, self.safe)
     }
+}
+
+/// The end of a tag and a tag that bounds a name; the tag's end is the next to come.
+fn bounded(name: &str) -> String {
+    format!(" %}}{{% set {name} = ({name})|{KEEP} ")
 }
 
 /// Behind the whitespace sign of a tag that opens before `at`.
@@ -476,7 +576,6 @@ mod tests {
             "{#",
             "{{ }",
             "x{",
-            "{%-",
             "{{-",
         ] {
             assert_eq!(prepare(text).unwrap().text, text);

@@ -125,6 +125,22 @@ impl Tokens {
         names
     }
 
+    /// The first token.
+    pub(crate) fn first<'s>(&self, src: &'s str) -> &'s str {
+        self.list.first().map_or("", |t| &src[t.start..t.end])
+    }
+
+    /// Whether a variable of this name is used: not an attribute, a filter or the name of an argument.
+    pub(crate) fn say(&self, name: &str, src: &str) -> bool {
+        let text = |i: usize| self.list.get(i).map(|t| &src[t.start..t.end]);
+        (0..self.list.len()).any(|i| {
+            let before = i.checked_sub(1).and_then(text);
+            text(i) == Some(name)
+                && !matches!(before, Some("." | "|"))
+                && self.list.get(i + 1).is_none_or(|t| t.kind != Kind::Assign)
+        })
+    }
+
     /// Whether a token stands behind the bracket or the comma that opens a parameter.
     fn starts_parameter(&self, at: usize) -> bool {
         at.checked_sub(1).is_some_and(|before| {

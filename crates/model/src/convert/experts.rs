@@ -1,5 +1,5 @@
-//! Experts of a Hugging Face directory as GGUF has them: one tensor `[experts, out, in]` for each of
-//! gate, up and down.
+//! Experts of a Hugging Face directory as GGUF has them (one tensor `[experts, out, in]` for each of
+//! gate, up and down), and those of a GGUF as Mixtral's directories have them.
 
 use std::collections::HashSet;
 
@@ -20,10 +20,18 @@ pub(super) fn stacks(
     prefix: &str,
     config: &Config,
     from: &Names,
+    to: &Names,
 ) -> Result<(Vec<Piece>, HashSet<String>)> {
     let (mut found, mut read) = (Vec::new(), HashSet::new());
     let (Some(names), Some(e)) = (&from.experts, &config.experts) else {
         return Ok((found, read));
+    };
+    let each = match &to.experts {
+        Some(to) => match &to.stack {
+            Stack::Each(before, ends) => Some((*before, *ends)),
+            _ => None,
+        },
+        None => None,
     };
     let (d, f) = (config.hidden, e.ffn);
     for layer in (0..config.layers).filter(|i| config.experts_of(*i).is_some()) {
@@ -49,7 +57,17 @@ pub(super) fn stacks(
                 found.push(turned(name(1), both, [count, f, d], (f, wide))?);
                 found.push(turned(name(2), down, [count, d, f], (0, d))?);
             }
-            Stack::Apart(_) => return Err(Error::NotImplemented("experts here".into())),
+            Stack::Apart(parts) => {
+                let Some((before, ends)) = each else {
+                    return Err(Error::NotImplemented("experts here".into()));
+                };
+                for (part, shape) in [[f, d], [f, d], [d, f]].into_iter().enumerate() {
+                    let whole = need(inside(&format!("{}.weight", parts[part])))?;
+                    let one =
+                        |n: usize| format!("{}{layer}.{before}{n}.{}.weight", to.block, ends[part]);
+                    found.extend(cut(whole, e.count, shape, one)?);
+                }
+            }
         }
     }
     Ok((found, read))
@@ -66,6 +84,32 @@ fn joined(name: String, all: &[&Tensor], shape: [usize; 2]) -> Result<Piece> {
     let data = Blob::join(all.iter().map(|t| t.data.clone()).collect());
     let shape = vec![all.len(), shape[0], shape[1]];
     Ok(Piece::same(Tensor::new(name, dtype, shape, data)?))
+}
+
+/// A matrix for each expert of one tensor.
+fn cut(
+    t: &Tensor,
+    count: usize,
+    shape: [usize; 2],
+    name: impl Fn(usize) -> String,
+) -> Result<Vec<Piece>> {
+    let lies = [count, shape[0], shape[1]];
+    if count == 0 || t.shape != lies {
+        let what = format!("is {} {:?}, not {lies:?}", t.dtype, t.shape);
+        return Err(wrong(&t.name, what));
+    }
+    let bytes = t.data.len() / count;
+    let one = |n: usize| {
+        let data = t.data.slice(n * bytes..(n + 1) * bytes);
+        let data = data.ok_or_else(|| wrong(&t.name, "is shorter than its experts"))?;
+        Ok(Piece::same(Tensor::new(
+            name(n),
+            t.dtype,
+            shape.to_vec(),
+            data,
+        )?))
+    };
+    (0..count).map(one).collect()
 }
 
 /// Columns of the matrices `[in, width]` of all experts as rows, from the column `first` on.

@@ -10,7 +10,7 @@ pub use input::{Input, write_safetensors};
 
 use files::gguf::{Metadata, Value};
 use files::{Dtype, Tensors};
-use kernels::{Activation, RopeLayout};
+use kernels::{Activation, Gate, RopeLayout};
 use serde_json::{Value as Json, json};
 
 use crate::arch::Arch;
@@ -25,7 +25,7 @@ use crate::source::{Order, Piece};
 /// is left out.
 fn pieces(tensors: &Tensors, config: &Config, from: &Names, to: &Names) -> Result<Vec<Piece>> {
     let prefix = from.prefix_in(tensors);
-    let (mut found, stacked) = experts::stacks(tensors, prefix, config, from)?;
+    let (mut found, stacked) = experts::stacks(tensors, prefix, config, from, to)?;
     for t in tensors {
         let bare = t.name.strip_prefix(prefix).unwrap_or(&t.name);
         let dropped = stacked.contains(&t.name)
@@ -210,18 +210,23 @@ fn unsaid(scaling: &Scaling, file: &str) -> Error {
     Error::NotImplemented(format!("rope scaling {name} in {file}"))
 }
 
-/// Of the architectures, config.json is written for one only.
+/// Of the architectures, config.json is written for one only, with experts as Mixtral has them or without.
 fn only_llama(c: &Config) -> Result<()> {
-    match (c.arch, &c.experts) {
-        (Arch::Llama, None) => Ok(()),
-        (Arch::Llama, Some(_)) => Err(Error::NotImplemented(
-            "converting experts to a Hugging Face directory".into(),
-        )),
-        (other, _) => Err(Error::NotImplemented(format!(
-            "converting the architecture {} to a Hugging Face directory",
-            other.name()
-        ))),
-    }
+    let what = match (c.arch, &c.experts) {
+        (Arch::Llama, None) => return Ok(()),
+        (Arch::Llama, Some(e)) if as_mixtral(c, e) => return Ok(()),
+        (Arch::Llama, Some(_)) => "experts that are not Mixtral's".to_owned(),
+        (other, _) => format!("the architecture {}", other.name()),
+    };
+    Err(Error::NotImplemented(format!(
+        "converting {what} to a Hugging Face directory"
+    )))
+}
+
+/// Whether a MixtralForCausalLM can be this: experts in every layer, and no biases.
+fn as_mixtral(c: &Config, e: &Experts) -> bool {
+    let biased = c.attention_bias || c.mlp_bias;
+    e.gate == Gate::Softmax && !e.shared && !e.layers.contains(&false) && !biased
 }
 
 /// config.json of a model whose tensors have this type.
@@ -238,7 +243,7 @@ fn config_json(c: &Config, dtype: Dtype) -> Result<Json> {
         [one] => json!(one),
         all => json!(all),
     };
-    Ok(json!({
+    let mut json = json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "attention_bias": c.attention_bias,
@@ -259,7 +264,16 @@ fn config_json(c: &Config, dtype: Dtype) -> Result<Json> {
         "tie_word_embeddings": c.tied,
         "torch_dtype": config_dtype(dtype),
         "vocab_size": c.vocab,
-    }))
+    });
+    if let Some(e) = &c.experts {
+        json["architectures"] = json!(["MixtralForCausalLM"]);
+        json["model_type"] = "mixtral".into();
+        json["intermediate_size"] = e.ffn.into();
+        json["num_local_experts"] = e.count.into();
+        json["num_experts_per_tok"] = e.used.into();
+        json["sliding_window"] = Json::Null;
+    }
+    Ok(json)
 }
 
 /// A number that was an f32, in the fewest digits that give it back.
