@@ -110,13 +110,14 @@ pub struct KeptIn {
 
 impl KeptIn {
     fn folder(self, weights: &Weights, kv: KvType) -> Folder {
-        let kernels = weights.kernels();
+        let on = weights.kernels();
         // Keys and values have the same bits only where all of these are the same.
         let common = [
             env!("CARGO_PKG_VERSION"),
+            kernels::ARITHMETIC,
             std::env::consts::ARCH,
-            kernels.level().name(),
-            kernels.compute().name(),
+            on.level().name(),
+            on.compute().name(),
             kv.name(),
             &self.model,
         ];

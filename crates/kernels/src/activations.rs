@@ -313,16 +313,18 @@ impl Tasks<'_> {
     }
 }
 
-/// Prepares the rows of some tokens in all forms; more than `FEW` by whole `TOKENS`.
+/// Prepares the rows of some tokens in all forms.
 ///
 /// # Safety
-/// Nobody else accesses these tokens' rows during the call.
+/// Nobody else accesses these tokens' rows during the call, and where there are more than `FEW` tokens,
+/// nor those of the other tokens of the same `TOKENS`.
 #[inline(always)]
 pub(crate) unsafe fn prepare<S: Simd>(s: S, tasks: &Tasks<'_>, tokens: Range<usize>) {
     let cols = tasks.cols;
     let x = &tasks.x[tokens.start * cols..tokens.end * cols];
     for p in tasks.rounded.iter().flatten() {
         let few = tasks.n <= FEW;
+        assert!(few || tokens.start.is_multiple_of(TOKENS), "whole groups");
         let step = Step::lines(p.layout.vectors);
         let (at, len) = if few {
             let row = p.layout.steps() * step * 64;

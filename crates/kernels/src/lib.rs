@@ -41,6 +41,10 @@ mod tiles;
 mod types;
 mod unpack;
 
+/// Raised whenever the order of operations of a product or of attention changes, and with it the bits of
+/// what was computed and kept before.
+pub const ARITHMETIC: &str = "2";
+
 pub use activations::Activations;
 pub use attention::Attend;
 pub use blocks::dequantize;

@@ -18,7 +18,7 @@
 
 use crate::Matrix;
 use crate::activations::{Activations, Form};
-use crate::buffer::{Scratch, Shared};
+use crate::buffer::{Buffer, Scratch, Shared};
 use crate::floats::{Floats, Halves};
 use crate::integers::Stage;
 use crate::integers::few::Blocks;
@@ -36,7 +36,8 @@ pub(crate) const PANEL_BYTES: usize = 256 << 10;
 const PANEL_ROWS: usize = 48;
 /// A share of a core's first-level cache for activations.
 const NEAR_BYTES: usize = 24 << 10;
-/// Tokens that do not need a larger panel than one of few rows.
+/// Up to so many tokens count as few: they do not need a larger panel than one of few rows, and their
+/// rounded activations lie as that panel does.
 pub(crate) const FEW: usize = 24;
 /// Of sixteen rows, those that few tokens meet at once: what is unpacked of them stays in the nearest
 /// cache.
@@ -74,30 +75,7 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
                 let layout = Layout::new(block, cols);
                 let mut stage = Stage::new(layout, n, stage);
                 if n <= FEW {
-                    for first in job.rows.clone().step_by(LANES) {
-                        let rows = |r: &Range<usize>| {
-                            (first + r.start).min(job.rows.end)..(first + r.end).min(job.rows.end)
-                        };
-                        if n == 1 {
-                            (table.integer_products)(job, rows(&(0..LANES)), &mut stage);
-                        } else {
-                            for (part, some) in layout
-                                .parts()
-                                .flat_map(|p| FEW_ROWS.map(|r| (p.clone(), r)))
-                            {
-                                let mut blocks = Blocks::new(layout, &part, some.clone(), bytes);
-                                (table.integer_blocks)(
-                                    job,
-                                    rows(&some),
-                                    &part,
-                                    &mut blocks,
-                                    &mut stage,
-                                );
-                                (table.integer_some)(job, &part, &blocks, &mut stage);
-                            }
-                        }
-                        (table.integer_sums)(job, first, &stage);
-                    }
+                    few_tokens(table, job, layout, &mut stage, bytes);
                     return;
                 }
                 let mut all = many::panels(job, cols)
@@ -105,7 +83,9 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
                     .peekable();
                 while let Some(at) = all.next() {
                     let panel = Panel::new(table, job, at, &mut stage, (bytes, turned));
-                    let next = all.peek().map(|(rows, part)| Next::new(job, rows, part));
+                    let next = all
+                        .peek()
+                        .map(|(rows, part)| Next::new(job, layout, rows, part));
                     (table.integer_tiles)(job, &panel, next);
                 }
             }
@@ -136,6 +116,53 @@ pub(crate) unsafe fn task(table: &Table, job: &Job<'_>, scratch: &mut Scratch) {
     }
 }
 
+/// As `task`, for quantised rows and few tokens: sixteen rows after the other.
+///
+/// # Safety
+/// As `task`.
+unsafe fn few_tokens(
+    table: &Table,
+    job: &Job<'_>,
+    layout: Layout,
+    stage: &mut Stage<'_>,
+    bytes: &mut Buffer<u8>,
+) {
+    let end = job.rows.end;
+    let firsts = job.rows.clone().step_by(LANES);
+    if job.x.n == 1 {
+        for first in firsts {
+            // SAFETY: passed on to the caller.
+            unsafe {
+                (table.integer_products)(job, first..end.min(first + LANES), stage);
+                (table.integer_sums)(job, first, stage);
+            }
+        }
+        return;
+    }
+    let mut all = firsts
+        .flat_map(|first| layout.parts().map(move |part| (first, part)))
+        .flat_map(|(first, part)| FEW_ROWS.map(|some| (first, part.clone(), some)))
+        .map(|(first, part, some)| {
+            let rows = first + some.start..end.min(first + some.end);
+            (first, part, some, rows)
+        })
+        .filter(|(.., rows)| !rows.is_empty())
+        .peekable();
+    while let Some((first, part, some, rows)) = all.next() {
+        let next = all.peek();
+        let ahead = next.map(|(_, part, _, rows)| Next::new(job, layout, rows, part));
+        let mut blocks = Blocks::new(layout, &part, some, bytes);
+        // SAFETY: passed on to the caller.
+        unsafe {
+            (table.integer_blocks)(job, rows, &part, &mut blocks, stage);
+            (table.integer_some)(job, &part, &blocks, stage, ahead);
+            if next.is_none_or(|next| next.0 != first) {
+                (table.integer_sums)(job, first, stage);
+            }
+        }
+    }
+}
+
 /// Bytes of the panel after one, to be asked for while this one is met.
 #[derive(Clone)]
 pub(crate) struct Next {
@@ -145,11 +172,9 @@ pub(crate) struct Next {
 }
 
 impl Next {
-    fn new(job: &Job<'_>, rows: &Range<usize>, part: &Part) -> Next {
+    fn new(job: &Job<'_>, layout: Layout, rows: &Range<usize>, part: &Part) -> Next {
         let row = job.w.row(rows.start).len();
-        let at = |block: usize| {
-            row * block / Layout::new(unpack::block(job.w.ty()), job.w.cols()).blocks
-        };
+        let at = |block: usize| row * block / layout.blocks;
         Next {
             rows: rows.clone(),
             bytes: at(part.blocks.start)..at(part.blocks.end),
@@ -162,7 +187,11 @@ fn panels(job: &Job<'_>, row_bytes: usize) -> impl Iterator<Item = Range<usize>>
     let fit = |bytes: usize| bytes / row_bytes.max(1);
     let most = if job.x.n <= FEW {
         // A few tokens meet each row a few times: their panel should stay close.
-        2 * ROWS
+        match job.w.ty().is_float() {
+            true => 2 * ROWS,
+            // Sixteen rows are unpacked together.
+            false => LANES,
+        }
     } else {
         // Activations of long rows come from a far cache for each panel: it should have some rows.
         fit(PANEL_BYTES).max(PANEL_ROWS.min(fit(2 * PANEL_BYTES)))

@@ -126,7 +126,8 @@ impl Kernels {
             let some = if n <= FEW { 1 } else { 2 * TOKENS };
             self.rows(n.div_ceil(some), some.saturating_mul(cols), &|i| {
                 let tokens = i * some..n.min((i + 1) * some);
-                // SAFETY: each token is given to one task; the table's level is available.
+                // SAFETY: each token, and each of many tokens' groups, is given to one task; the
+                // table's level is available.
                 unsafe { prepare(&tasks, tokens) };
             });
         }
@@ -461,12 +462,11 @@ fn rows_per_task(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
     let each = w.rows().saturating_mul(w.cols()).saturating_mul(n) / threads;
     let tasks = threads * (each / TASK_PRODUCTS).clamp(1, 8);
     let rows = w.rows().div_ceil(tasks);
-    match rows {
-        0..16 => rows.next_multiple_of(4).max(4),
-        16..32 => rows.next_multiple_of(16),
-        _ if n == 1 => rows.next_multiple_of(16),
+    match (w.ty().is_float(), n) {
+        (true, _) if rows < 32 => rows.next_multiple_of(4).max(4),
+        (true, _) | (false, ..=FEW) => rows.next_multiple_of(16).max(16),
         // To the nearest, lest many small parts become too few.
-        _ => (rows + 16) / 32 * 32,
+        (false, _) => ((rows + 16) / 32 * 32).max(32),
     }
 }
 

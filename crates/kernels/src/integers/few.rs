@@ -1,11 +1,11 @@
 //! Few tokens: some rows are unpacked into a panel, a block to a lane, and met in small tiles.
 
-use super::{Stage, ask_ahead};
+use super::{Ahead, Stage, ask_ahead};
 use crate::Type;
 use crate::activations::Step;
 use crate::buffer::Buffer;
 use crate::layout::{Layout, Part};
-use crate::matmul::Job;
+use crate::matmul::{Job, Next};
 use crate::simd::{Simd, array};
 use crate::unpack::{self, Format, Group, Pair, Take, with_format};
 use std::marker::PhantomData;
@@ -174,12 +174,13 @@ pub(crate) fn some<S: Simd>(
     part: &Part,
     blocks: &Blocks<'_>,
     stage: &mut Stage<'_>,
+    next: Option<Next>,
 ) {
     match (blocks.vectors, stage.offsets) {
-        (8, false) => some_as::<S, 8, false>(s, job, part, blocks, stage),
-        (8, true) => some_as::<S, 8, true>(s, job, part, blocks, stage),
-        (_, false) => some_as::<S, 4, false>(s, job, part, blocks, stage),
-        (_, true) => some_as::<S, 4, true>(s, job, part, blocks, stage),
+        (8, false) => some_as::<S, 8, false>(s, job, part, blocks, stage, next),
+        (8, true) => some_as::<S, 8, true>(s, job, part, blocks, stage, next),
+        (_, false) => some_as::<S, 4, false>(s, job, part, blocks, stage, next),
+        (_, true) => some_as::<S, 4, true>(s, job, part, blocks, stage, next),
     }
 }
 
@@ -191,13 +192,16 @@ fn some_as<S: Simd, const V: usize, const OFFSETS: bool>(
     part: &Part,
     blocks: &Blocks<'_>,
     stage: &mut Stage<'_>,
+    next: Option<Next>,
 ) {
     let n = job.x.n;
+    let mut ahead = Ahead::new(job, next, n.div_ceil(3) * (blocks.rows.len() / FOUR));
     for first in (0..n).step_by(NEAR_TOKENS) {
         let end = n.min(first + NEAR_TOKENS);
         for row in blocks.rows.clone().step_by(if S::WIDE { 4 } else { 2 }) {
             let mut t = first;
             while t < end {
+                ahead.ask(s);
                 let mut some = Meeting::<V, OFFSETS> {
                     job,
                     part,

@@ -2,7 +2,7 @@
 //! over lanes.
 
 use super::few::{Blocks, FOUR, FourRows};
-use super::{Stage, get, put};
+use super::{Ahead, Stage, get, put};
 use crate::activations::{Rounded, TOKENS, Words, ZERO};
 use crate::buffer::Buffer;
 use crate::floats::Floats;
@@ -20,15 +20,16 @@ const fn tile_rows<S: Simd>() -> usize {
 
 /// The task's rows in parts whose panels fit their cache.
 pub(crate) fn panels(job: &Job<'_>, cols: usize) -> impl Iterator<Item = Range<usize>> {
-    // Beside each block of 32 bytes a scale and maybe an offset.
-    let row = cols.min(2048) * 5 / 4;
+    // Beside each block's bytes a scale and maybe an offset.
+    let block = unpack::block(job.w.ty());
+    let row = cols.min(2048) / block * (block + 8);
     let most = PANEL_BYTES / row / (2 * LANES) * 2 * LANES;
     matmul::even(job.rows.clone(), most, 2 * LANES)
 }
 
 /// A part of unpacked rows, a row to a lane, filled up to a multiple of 32 rows with anything:
 /// `[rows / 16][blocks]` of `[vectors + 1 or 2][16]` words: bytes, scales, offsets. The blocks of the
-/// groups come chain by chain (see `place_of`), those of the pairs behind them.
+/// groups come chain by chain (see `index_of`), those of the pairs behind them.
 pub(crate) struct Panel<'a> {
     rows: Range<usize>,
     layout: Layout,
@@ -51,7 +52,7 @@ const fn lines(vectors: usize, offsets: bool) -> usize {
 
 /// Where a block of a part is in a panel.
 #[inline(always)]
-fn place_of(part: &Part, block: usize) -> usize {
+fn index_of(part: &Part, block: usize) -> usize {
     let groups = part.groups.len();
     match block < groups * LANES {
         true => block % LANES * groups + block / LANES,
@@ -163,7 +164,7 @@ pub(crate) fn dequantize<S: Simd>(_: S, panel: &Panel<'_>, to: &mut Floats<'_>) 
             .enumerate()
             .take(blocks.len())
         {
-            let block = &lines[place_of(&panel.part, block) * len..][..len];
+            let block = &lines[index_of(&panel.part, block) * len..][..len];
             let scale = f32::from_le_bytes(word(&block[vectors], lane));
             let offset = match panel.offsets {
                 true => f32::from_le_bytes(word(&block[vectors + 1], lane)),
@@ -307,6 +308,10 @@ impl<const V: usize, const OFFSETS: bool> Visit<'_, V, OFFSETS> {
         let mut ints: [[S::N; T]; A] = [start; A];
         for v in 0..V {
             let w: [_; A] = array(|a| s.bytes(&w[a][v]));
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "the inner loop walks the other index"
+            )]
             for t in 0..T {
                 let x = s.word(x.q(at + t, v));
                 for a in 0..A {
@@ -316,7 +321,6 @@ impl<const V: usize, const OFFSETS: bool> Visit<'_, V, OFFSETS> {
         }
         for a in 0..A {
             let scale = s.load_f32(&w[a][V]);
-            #[expect(clippy::needless_range_loop, reason = "two arrays are walked")]
             for t in 0..T {
                 let scale = s.mul(scale, s.splat(x.d(at + t)));
                 sums[a][t] = s.fma(scale, s.float(ints[a][t]), sums[a][t]);
@@ -339,50 +343,6 @@ fn add<S: Simd, const A: usize, const T: usize>(
     for a in 0..A {
         for t in 0..T {
             sums[a][t] = s.add(sums[a][t], more[a][t]);
-        }
-    }
-}
-
-/// The bytes of the next panel, to be asked for line by line, some at each visit, so that memory and
-/// arithmetic are busy at the same time.
-struct Ahead<'a> {
-    job: &'a Job<'a>,
-    next: Next,
-    /// Byte of the first row of `next`.
-    at: usize,
-    /// Lines a visit.
-    share: usize,
-}
-
-impl<'a> Ahead<'a> {
-    /// Over so many visits.
-    fn new(job: &'a Job<'a>, next: Option<Next>, visits: usize) -> Ahead<'a> {
-        let next = next.unwrap_or(Next {
-            rows: 0..0,
-            bytes: 0..0,
-        });
-        let lines = next.rows.len() * (next.bytes.len().div_ceil(64) + 1);
-        Ahead {
-            job,
-            at: next.bytes.start,
-            share: lines.div_ceil(visits.max(1)),
-            next,
-        }
-    }
-
-    /// The next share.
-    #[inline(always)]
-    fn ask<S: Simd>(&mut self, s: S) {
-        for _ in 0..self.share {
-            if self.next.rows.is_empty() {
-                return;
-            }
-            let row = self.job.w.row(self.next.rows.start);
-            s.prefetch(row.as_ptr().wrapping_add(self.at));
-            self.at += 64;
-            if self.at >= self.next.bytes.end + 63 {
-                (self.at, self.next.rows.start) = (self.next.bytes.start, self.next.rows.start + 1);
-            }
         }
     }
 }

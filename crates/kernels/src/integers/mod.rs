@@ -6,7 +6,7 @@
 use crate::activations::Step;
 use crate::buffer::Buffer;
 use crate::layout::{Layout, turned};
-use crate::matmul::{FEW, Job};
+use crate::matmul::{FEW, Job, Next};
 use crate::simd::{LANES, Simd, array, over_rows};
 use crate::unpack::{self, Pair};
 
@@ -116,7 +116,8 @@ fn ask_ahead<S: Simd>(s: S, data: &[u8], ahead: usize) {
 /// the bias.
 #[inline(always)]
 fn put<S: Simd>(s: S, job: &Job<'_>, (row, token): (usize, usize), sum: S::F, last: bool) {
-    let Some(to) = place(job, (row, token)) else {
+    // SAFETY: in use here only.
+    let Some(to) = (unsafe { outputs(job, (row, token)) }) else {
         return;
     };
     let bias = job.bias.filter(|_| last).map(|bias| &bias[row..]);
@@ -142,7 +143,8 @@ fn put<S: Simd>(s: S, job: &Job<'_>, (row, token): (usize, usize), sum: S::F, la
 #[inline(always)]
 fn get<S: Simd>(s: S, job: &Job<'_>, at: (usize, usize)) -> S::F {
     let mut all = [0.0; LANES];
-    if let Some(from) = place(job, at) {
+    // SAFETY: in use here only.
+    if let Some(from) = unsafe { outputs(job, at) } {
         if let Some(from) = from.first_chunk() {
             return s.load(from);
         }
@@ -152,10 +154,77 @@ fn get<S: Simd>(s: S, job: &Job<'_>, at: (usize, usize)) -> S::F {
 }
 
 /// The outputs of at most sixteen rows of a token from (row, token) on that are the task's.
+///
+/// # Safety
+/// No other outputs of the task are in use while these are.
 #[inline(always)]
-fn place<'a>(job: &Job<'a>, (row, token): (usize, usize)) -> Option<&'a mut [f32]> {
-    let rows = LANES.min(job.rows.end.checked_sub(row)?);
+unsafe fn outputs<'a>(job: &Job<'a>, (row, token): (usize, usize)) -> Option<&'a mut [f32]> {
+    let rows = LANES.min(job.rows.end.checked_sub(row.max(job.rows.start))?);
     // SAFETY: the region's tasks have disjoint row ranges, and these rows are in this task's; what this
     // returns lives shorter than the call that asked for it.
     Some(unsafe { job.out.part(token * job.w.rows() + row, rows) })
+}
+
+/// The bytes of the next panel, to be asked for line by line, some at each visit, so that memory and
+/// arithmetic are busy at the same time.
+struct Ahead<'a> {
+    job: &'a Job<'a>,
+    next: Next,
+    /// Of the first row of `next`: what comes next, and how many lines.
+    at: *const u8,
+    left: usize,
+    /// Lines of a row, and a visit.
+    lines: usize,
+    share: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Over so many visits.
+    #[inline(always)]
+    fn new(job: &'a Job<'a>, next: Option<Next>, visits: usize) -> Ahead<'a> {
+        let next = next.unwrap_or(Next {
+            rows: 0..0,
+            bytes: 0..0,
+        });
+        // One more, for rows begin anywhere in a line.
+        let lines = next.bytes.len().div_ceil(64) + 1;
+        let mut ahead = Ahead {
+            job,
+            at: std::ptr::null(),
+            left: 0,
+            lines,
+            share: (next.rows.len() * lines).div_ceil(visits.max(1)),
+            next,
+        };
+        ahead.begin();
+        ahead
+    }
+
+    /// The first row of what is left.
+    #[inline(always)]
+    fn begin(&mut self) {
+        if !self.next.rows.is_empty() {
+            let row = self.job.w.row(self.next.rows.start).as_ptr();
+            self.at = row.wrapping_add(self.next.bytes.start);
+            self.left = self.lines;
+        }
+    }
+
+    /// The next share.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S) {
+        let mut share = self.share;
+        while share > 0 && self.left > 0 {
+            let some = share.min(self.left);
+            for _ in 0..some {
+                s.prefetch(self.at);
+                self.at = self.at.wrapping_add(64);
+            }
+            (share, self.left) = (share - some, self.left - some);
+            if self.left == 0 {
+                self.next.rows.start += 1;
+                self.begin();
+            }
+        }
+    }
 }

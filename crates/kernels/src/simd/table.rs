@@ -94,7 +94,7 @@ algorithms! {
     integer_blocks(job: &Job<'_>, rows: Range<usize>, part: &Part, to: &mut Blocks<'_>, stage: &mut Stage<'_>) = few::unpack_rows;
     /// The same, a row to a lane.
     integer_turn(part: &Part, from: &Blocks<'_>, stage: &Stage<'_>, to: &mut [[u8; 64]]) = many::turn;
-    /// Sums of the products of rows with one token.
+    /// Sums of the products of rows with one or few tokens.
     integer_sums(job: &Job<'_>, row: usize, stage: &Stage<'_>) = integers::sums;
     /// Some tokens' activations in the forms that products need.
     prepare(tasks: &Tasks<'_>, tokens: Range<usize>) = prepare_rows;
@@ -138,7 +138,7 @@ algorithms! {
     /// Products of quantised rows with one token.
     integer_products(job: &Job<'_>, rows: Range<usize>, stage: &mut Stage<'_>) = one::products;
     /// Products of unpacked rows with few tokens.
-    integer_some(job: &Job<'_>, part: &Part, blocks: &Blocks<'_>, stage: &mut Stage<'_>) = few::some;
+    integer_some(job: &Job<'_>, part: &Part, blocks: &Blocks<'_>, stage: &mut Stage<'_>, next: Option<Next>) = few::some;
     /// All tokens over unpacked rows.
     integer_tiles(job: &Job<'_>, panel: &Panel<'_>, next: Option<Next>) = many::tiles;
     /// Rows of bfloat16 with one token; only for the level that multiplies such pairs.

@@ -38,11 +38,11 @@ pub(crate) struct Pair<S: Simd> {
     pub(crate) offset: [f32; 2],
 }
 
-/// Takes the parts of a row in order.
+/// Takes the steps of a row in order.
 pub(crate) trait Take<S: Simd> {
     fn group(&mut self, s: S, group: Group<S>);
     fn pair(&mut self, s: S, pair: Pair<S>);
-    /// Told of the bytes of each part before they are unpacked.
+    /// Told of the bytes of steps before they are unpacked.
     #[inline(always)]
     fn reading(&mut self, _: S, _: &[u8]) {}
 }
