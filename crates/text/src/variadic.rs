@@ -33,8 +33,10 @@ pub(crate) fn wrap(inner: Value, varargs: bool, kwargs: bool) -> Result<Value, E
         let name = name.as_str().unwrap_or_default();
         parameters.push(name.to_owned());
     }
-    let own = parameters.len() - usize::from(varargs) - usize::from(kwargs);
-    parameters.truncate(own);
+    let own = parameters
+        .len()
+        .checked_sub(usize::from(varargs) + usize::from(kwargs));
+    parameters.truncate(own.ok_or_else(|| invalid("no macro that catches arguments"))?);
     let caller = inner.get_attr("caller")?.is_true();
     Ok(Value::from_object(Variadic {
         inner,

@@ -9,12 +9,15 @@ use crate::layout::{or_named, word_char};
 use crate::python::{Meter, space, text};
 use minijinja::value::{Kwargs, Rest, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value};
+use std::collections::HashMap;
+use std::sync::LazyLock;
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_filter("wordwrap", word_wrap);
     env.add_filter("striptags", |state: &State, value: &Value| {
-        strip_tags(&text(state, value)?)
+        let charge = |fuel| state.consume_fuel(fuel);
+        strip_tags(&text(state, value)?, &mut Meter::new(&charge))
     });
 }
 
@@ -50,6 +53,7 @@ fn word_wrap(state: &State, value: &Value, options: Rest<ValueOrKwargs>) -> Resu
         }
         let width = usize::try_from(width).ok().filter(|w| *w > 0);
         let width = width.ok_or_else(|| invalid("wordwrap: the width must be above 0"))?;
+        meter.add(4 * line.len())?;
         let line: Vec<char> = line.chars().collect();
         for (j, line) in wrapped(&line, width, long, hyphens).iter().enumerate() {
             if j > 0 {
@@ -189,7 +193,9 @@ fn is_letter(c: char) -> bool {
 }
 
 /// The text without comments and tags, its white space made single spaces, its character references resolved.
-fn strip_tags(text: &str) -> Result<String, Error> {
+fn strip_tags(text: &str, meter: &mut Meter) -> Result<String, Error> {
+    meter.add(text.len())?;
+    meter.add(16 * text.bytes().filter(|b| *b == b'&').count())?;
     let (mut kept, mut from) = (String::new(), 0);
     while let Some(start) = text[from..].find('<').map(|i| from + i) {
         let (mark, skip) = match text[start..].starts_with("<!--") {
@@ -229,6 +235,9 @@ const PLAIN: [(&str, char); 10] = [
     ("COPY", '\u{a9}'),
     ("REG", '\u{ae}'),
 ];
+
+/// Letters of the longest of these names.
+const LONGEST: usize = 6;
 
 /// Python's `html.unescape`. Of the references by name it knows those that need no semicolon, and `&apos;`; another
 /// name that ends in a semicolon is refused, for it may be one of HTML's two thousand.
@@ -286,24 +295,28 @@ const WINDOWS: [char; 32] = [
 
 /// A reference by name: the longest that is known; how much of it was read, 0 if it is none.
 fn named(text: &str, out: &mut String) -> Result<usize, Error> {
+    static KNOWN: LazyLock<HashMap<&str, char>> = LazyLock::new(|| {
+        let latin = LATIN.split_whitespace().zip('\u{a0}'..='\u{ff}');
+        PLAIN.into_iter().chain(latin).collect()
+    });
+    if !text.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return Ok(0);
+    }
     let end = text.find(|c: char| !c.is_ascii_alphanumeric());
     let end = end.unwrap_or(text.len());
     let (name, semicolon) = (&text[..end], text[end..].starts_with(';'));
-    let latin = LATIN.split_whitespace().zip('\u{a0}'..='\u{ff}');
-    let known = PLAIN.into_iter().chain(latin);
     if semicolon && name == "apos" {
         out.push('\'');
         return Ok(end + 1);
     }
-    let found = known
-        .filter(|(known, _)| name.starts_with(known))
-        .max_by_key(|(known, _)| known.len());
-    let whole = found.is_some_and(|(known, _)| known == name);
-    if semicolon && !whole && name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+    let mut longest = (1..=name.len().min(LONGEST)).rev();
+    let found = longest.find_map(|len| KNOWN.get_key_value(&name[..len]));
+    let whole = found.is_some_and(|(known, _)| *known == name);
+    if semicolon && !whole {
         return Err(invalid(format!("striptags: &{name}; is not implemented")));
     }
     Ok(found.map_or(0, |(known, c)| {
-        out.push(c);
+        out.push(*c);
         known.len() + usize::from(semicolon && whole)
     }))
 }

@@ -83,3 +83,21 @@ fn long_conversations_render() {
     let one = [json!({"role": "user", "content": "word ".repeat(4 << 20)})];
     assert!(template.render(&one, &plain()).unwrap().len() > 20 << 20);
 }
+
+/// What a user says cannot make a template give up, which it would do for everybody.
+#[test]
+fn markup_in_a_message_is_stripped_in_time() {
+    use serde_json::json;
+    let template = "{{ messages[0].content|striptags|length }}";
+    let template = text::ChatTemplate::new(template, "", "").unwrap();
+    for part in ["&", "&a ", "&amp", "<", "&#x"] {
+        let content = part.repeat((1 << 20) / part.len());
+        let start = Instant::now();
+        // An answer, or an error that counts the work.
+        let _ = template.render(&[json!({"role": "user", "content": content})], &plain());
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(3), "{part}: {took:?}");
+        let short = [json!({"role": "user", "content": "a <b>c</b> &amp;"})];
+        assert_eq!(template.render(&short, &plain()).unwrap(), "5", "{part}");
+    }
+}

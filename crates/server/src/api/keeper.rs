@@ -265,7 +265,7 @@ impl Keeper {
         }
         self.failed.retain(|_, (at, _)| at.elapsed() < AGAIN);
         if let Some((_, error)) = self.failed.get(id) {
-            return Err(Not::Ever(error.clone()));
+            return Err(self.or_gone(id, Not::Ever(error.clone())));
         }
         let loader = self.on.loader.clone();
         let need = guarded(id, || loader.need(id)).map_err(|not| self.or_gone(id, not))?;

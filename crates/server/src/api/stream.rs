@@ -18,7 +18,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use engine::{Start, Update};
 use hyper::body::{Body as HttpBody, Frame};
-use tokio::time::Interval;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Model;
 use super::ask::{Choice, PING, Used};
@@ -101,6 +101,7 @@ impl Events {
         let streams = choices.into_iter().map(stream).collect();
         let mut ping = tokio::time::interval(PING);
         ping.reset();
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Events {
             streams,
             model,
@@ -123,6 +124,8 @@ impl Events {
                 Poll::Pending => i += 1,
             }
             if self.made.len() >= FRAME {
+                // The next frame begins with the next choice, so that a slow client hears all of them.
+                self.streams.rotate_left(i);
                 return;
             }
         }
