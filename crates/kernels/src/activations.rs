@@ -2,8 +2,9 @@
 //!
 //! Quantised weights meet activations rounded to 8 bits, a block of 32 or 16 with one scale, with the
 //! sums that weights with a zero point or an offset need: those of few tokens laid out like the weights'
-//! unpacked form (see `unpack`), those of many word by word, as `integers` meets them. bfloat16 weights meet activations rounded to bfloat16, where the processor
-//! multiplies such pairs; other weights meet the floats themselves.
+//! unpacked form (see `unpack`), those of many word by word, as `integers` meets them. bfloat16 weights
+//! meet activations rounded to bfloat16, where the processor multiplies such pairs; other weights meet
+//! the floats themselves.
 
 use crate::Type;
 use crate::buffer::{Buffer, Shared};
