@@ -506,7 +506,7 @@ fn round_lanes<S: Simd, const BLOCK: usize>(s: S, x: &[f32]) -> ([S::B; 8], S::F
         for x in &x {
             for i in 0..4 {
                 let x = s.mul(*x, inverse[i]);
-                let off = s.sub(x, s.round(x));
+                let off = s.off(x);
                 errors[i] = s.fma(off, off, errors[i]);
             }
         }

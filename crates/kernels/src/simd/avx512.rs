@@ -132,6 +132,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
     #[inline(always)]
+    fn off(self, x: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
     fn pow2(self, n: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe {

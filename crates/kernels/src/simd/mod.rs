@@ -129,6 +129,11 @@ pub(crate) trait Simd: Copy {
     fn pick(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// To the nearest integer, ties to even; |x| below 2^22.
     fn round(self, x: Self::F) -> Self::F;
+    /// x less `round` of it.
+    #[inline(always)]
+    fn off(self, x: Self::F) -> Self::F {
+        self.sub(x, self.round(x))
+    }
     /// 2^n for integers n of -126..=127 given as floats; anything for other input.
     fn pow2(self, n: Self::F) -> Self::F;
 
