@@ -21,6 +21,8 @@ NEEDED = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "Hi", "max_tokens": 2},
     "/v1/embeddings": {"input": "Hi"},
+    "/v1/rerank": {"query": "Hi", "documents": ["a", "b"]},
+    "/rerank": {"query": "Hi", "documents": ["a", "b"]},
     "/tokenize": {"content": "Hi"},
     "/detokenize": {"tokens": [1, 2]},
     "/apply-template": {"messages": [{"role": "user", "content": "Hi"}]},

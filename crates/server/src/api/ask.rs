@@ -371,3 +371,44 @@ pub(crate) async fn whole(choices: Vec<Choice>) -> Result<Vec<Given>, ApiError> 
 
 /// How often a stream says that it lives while there is nothing to say.
 pub(crate) const PING: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A request's answer, of nobody in particular.
+    pub(crate) fn choice(
+        index: usize,
+        replies: Replies,
+        state: &State,
+        model: &Arc<Model>,
+    ) -> Choice {
+        let tally = Tally {
+            state: state.clone(),
+            who: Principal {
+                key: "local".into(),
+                name: "local".into(),
+                scopes: Vec::new(),
+                quotas: crate::principal::Quotas::default(),
+                request: Arc::new(crate::request::Tracked {
+                    id: "req-1".into(),
+                    at: 0,
+                    route: "/v1/completions".into(),
+                    notes: std::sync::Mutex::default(),
+                }),
+            },
+            model: model.clone(),
+            adapter: String::new(),
+            prompt: 0,
+            completion: 0,
+            held: None,
+        };
+        Choice {
+            index,
+            replies,
+            tally,
+            bill: 0,
+            prompt_tokens: 0,
+        }
+    }
+}

@@ -3,11 +3,10 @@
 //! One model is loaded at a time, so that the memory plan holds: what all loaded models may take
 //! together, and a part of what is left, is what the next one gets. If that is too little, idle models give
 //! way, the one first that was used longest ago; while too few are idle, requests wait. What nobody
-//! has used for its time is unloaded.
+//! has used for its time is unloaded: [`super::ending`] has what becomes of it.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Model;
+use super::ending::{Due, Ending, Leaver};
 use super::served::{Lease, Loaded, OnDemand, Resident, Residents, SOON, unknown};
 use crate::error::{ApiError, Kind};
 use crate::keep_alive::KeepAlive;
@@ -23,7 +22,7 @@ use crate::metrics::Metric;
 use crate::state::State;
 
 /// Hears that something is done.
-type Done = oneshot::Sender<Result<(), ApiError>>;
+pub(super) type Done = oneshot::Sender<Result<(), ApiError>>;
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -94,17 +93,14 @@ pub(crate) struct Keeper {
     unloads: Vec<(String, Instant, Done)>,
     /// Models that could not be loaded, and when that was tried.
     failed: HashMap<String, (Instant, ApiError)>,
-    /// Threads on which unloaded models end: what they keep may have to be written first.
-    ending: Vec<JoinHandle<()>>,
-    /// Bytes that those models take until then.
-    due: Arc<AtomicU64>,
+    /// Unloaded models that end on threads of their own: what they keep may have to be written first.
+    ending: Vec<(Arc<Ending>, JoinHandle<()>)>,
+    /// What those models take until then.
+    due: Due,
 }
 
 /// How long a model that could not be loaded is not tried again: each try may cost others theirs.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// How long a model that nobody holds a lease of may still be held by what is just ending.
-const LINGER: Duration = Duration::from_secs(10);
 
 impl Keeper {
     pub(crate) fn new(
@@ -122,7 +118,7 @@ impl Keeper {
             unloads: Vec::new(),
             failed: HashMap::new(),
             ending: Vec::new(),
-            due: Arc::default(),
+            due: Due::default(),
         }
     }
 
@@ -143,14 +139,14 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.take_in();
-            self.ending.retain(|thread| !thread.is_finished());
+            self.ending.retain(|(_, thread)| !thread.is_finished());
             self.unload_asked();
             self.unload_idle();
             self.load_wanted();
         }
         let all = std::mem::take(&mut *self.residents.list());
         drop(all);
-        for thread in self.ending {
+        for (_, thread) in self.ending {
             // A panic there was said already.
             let _ = thread.join();
         }
@@ -194,7 +190,12 @@ impl Keeper {
             };
             if busy == 0 {
                 let fits = |r: &Resident| r.model.id == id && r.leases == 0;
-                self.unload(fits, Why::Asked, Some(reply));
+                // Another may have asked before, or its time was over.
+                let ending = self.unload(fits, Why::Asked).or_else(|| self.ending(&id));
+                match ending {
+                    Some(ending) => ending.tell(reply),
+                    None => drop(reply.send(Ok(()))),
+                }
             } else if Instant::now() < until && !reply.is_closed() {
                 self.unloads.push((id, until, reply));
             } else {
@@ -207,7 +208,8 @@ impl Keeper {
 
     fn unload_idle(&mut self) {
         let now = Instant::now();
-        while self.unload(|r| r.due().is_some_and(|at| at <= now), Why::Idle, None) {}
+        let over = |r: &Resident| r.due().is_some_and(|at| at <= now);
+        while self.unload(over, Why::Idle).is_some() {}
     }
 
     /// Loads what requests wait for, one model after the other.
@@ -250,7 +252,6 @@ impl Keeper {
         self.unload(
             |r| r.model.id == id && !r.model.scheduler.is_alive(),
             Why::Stopped,
-            None,
         );
         let there = self
             .residents
@@ -319,7 +320,7 @@ impl Keeper {
         }
         loop {
             let free = all.saturating_sub(sum(false));
-            let now = free.saturating_sub(self.due.load(Ordering::SeqCst));
+            let now = free.saturating_sub(self.due.bytes());
             if need <= now {
                 return Ok(Some(need + (now - need) / 2));
             }
@@ -335,7 +336,7 @@ impl Keeper {
             // A request may have come to an idle one meanwhile.
             let gone = oldest.is_some_and(|oldest| {
                 let fits = |r: &Resident| r.model.id == oldest && r.spare();
-                self.unload(fits, Why::Memory, None)
+                self.unload(fits, Why::Memory).is_some()
             });
             if !gone {
                 return Err(Not::Now(later(format!("{id} waits for memory"))));
@@ -356,64 +357,36 @@ impl Keeper {
         }
     }
 
-    /// Unloads the first model that fits; false if none does. `done` hears when it has ended.
-    fn unload(&mut self, fits: impl Fn(&Resident) -> bool, why: Why, done: Option<Done>) -> bool {
-        let Some(gone) = self.residents.remove(fits) else {
-            done.map(|done| done.send(Ok(())));
-            return false;
-        };
+    /// Unloads the first model that fits, if one does.
+    fn unload(&mut self, fits: impl Fn(&Resident) -> bool, why: Why) -> Option<Arc<Ending>> {
+        let gone = self.residents.remove(fits)?;
         let id = gone.model.id.clone();
         tracing::info!("{id} is unloaded ({})", why.name());
         let metrics = self.state.metrics();
         metrics.add(Metric::ModelUnloads, &[&id, why.name()], 1);
         self.count();
-        let bytes = gone.taken();
-        let (state, residents) = (self.state.clone(), self.residents.clone());
-        let due = self.due.clone();
-        due.fetch_add(bytes, Ordering::SeqCst);
-        let work = move || {
-            if gone.leases == 0 {
-                end(gone.model);
-            }
-            // After its end: who looked just before may have set them.
-            if !residents.has(&id) {
-                for gauge in super::watch::GAUGES {
-                    state.metrics().set(gauge, &[&id], 0);
-                }
-            }
-            due.fetch_sub(bytes, Ordering::SeqCst);
-            done.map(|done| done.send(Ok(())));
-            residents.tell(Event::Free);
-        };
+        let ending = Arc::new(Ending::new(id));
+        let share = self.due.share(gone.taken());
+        let mut leaver = Leaver::new(gone, ending.clone(), share, &self.residents, &self.state);
         let thread = std::thread::Builder::new().name("unload".into());
-        match thread.spawn(work) {
-            Ok(thread) => self.ending.push(thread),
+        match thread.spawn(move || leaver.leave()) {
+            Ok(thread) => self.ending.push((ending.clone(), thread)),
             // What it was given is dropped, and the model with it: that is its end, too.
-            Err(error) => {
-                tracing::warn!("no thread to unload a model: {error}");
-                self.due.fetch_sub(bytes, Ordering::SeqCst);
-            }
+            Err(error) => tracing::warn!("no thread to unload a model: {error}"),
         }
-        true
+        Some(ending)
+    }
+
+    /// A model of this name that was unloaded, and has not ended yet.
+    fn ending(&self, id: &str) -> Option<Arc<Ending>> {
+        let mut last = self.ending.iter().rev().map(|(ending, _)| ending);
+        last.find(|ending| ending.id == id).cloned()
     }
 
     fn count(&self) {
         let n = i64::try_from(self.residents.list().len()).unwrap_or(i64::MAX);
         self.state.metrics().set(Metric::ModelsLoaded, &[], n);
     }
-}
-
-/// Ends a model that has no leases, with its memory: what still holds it is about to let go.
-fn end(mut model: Arc<Model>) {
-    let until = Instant::now() + LINGER;
-    while Instant::now() < until {
-        match Arc::try_unwrap(model) {
-            Ok(model) => return drop(model),
-            Err(held) => model = held,
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    tracing::warn!("{} is unloaded, but still held", model.id);
 }
 
 /// What the loader says. What is wrong with a model's files is for the log, and ends nothing else.

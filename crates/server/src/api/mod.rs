@@ -8,6 +8,7 @@ mod ask;
 mod chat;
 mod completions;
 mod embeddings;
+mod ending;
 mod infill;
 mod keeper;
 mod loading;

@@ -257,7 +257,7 @@ impl Served {
         match tokio::time::timeout(door.on.patience + LATE, answer).await {
             Ok(Ok(answer)) => answer,
             _ => {
-                let what = format!("{id} is still in use");
+                let what = format!("{id} is still being unloaded");
                 Err(ApiError::new(Kind::Unready, what).retry_after(SOON))
             }
         }

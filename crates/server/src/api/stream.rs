@@ -243,25 +243,114 @@ impl HttpBody for Events {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use std::path::Path;
+    use std::task::Waker;
+    use std::time::{Duration, Instant};
 
+    use engine::{GenerateParams, Request, SamplerParams, Scheduler, SchedulerParams, Want};
+    use kernels::{Compute, Kernels, KvType, Level};
+    use serde_json::Value;
+    use text::Tokenizer;
+
+    use super::super::ask::tests::choice;
     use super::super::shape::Form;
     use super::*;
+    use crate::settings::Settings;
+    use crate::state::State;
+
+    /// Three sequences at once of a random Llama.
+    fn tiny() -> Model {
+        let path = "../../tests/fixtures/reference/models/llama3";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let kernels = Arc::new(Kernels::new(Level::best(), Compute::F32, 1).unwrap());
+        let weights = Arc::new(model::open(&path, kernels).unwrap());
+        let tokenizer = Arc::new(Tokenizer::open(&path).unwrap());
+        let params = SchedulerParams::new(KvType::F32, 128, 3);
+        Model {
+            id: "tiny".into(),
+            created: 1,
+            scheduler: Scheduler::start(weights, tokenizer, params).unwrap(),
+            template: None,
+            sampler: SamplerParams::default(),
+            speculation: engine::Speculation::default(),
+            eog: Vec::new(),
+            stop: Vec::new(),
+            system: None,
+            turns: Vec::new(),
+            seed: None,
+            max_tokens: None,
+            adaptation: engine::Adaptation::default(),
+            adapters: super::super::Adapters::default(),
+        }
+    }
+
+    fn shape(form: Form, usage: bool, n: usize) -> Shape {
+        Shape {
+            form,
+            id: "chatcmpl-1".into(),
+            created: 7,
+            model: "a \"model\"\\ \u{1} ü".into(),
+            usage,
+            n,
+            echo: Arc::default(),
+        }
+    }
+
+    /// Whose client is slow finds all choices waiting: each frame begins with the next of them.
+    #[test]
+    fn a_slow_client_hears_all_choices() {
+        const CHOICES: usize = 3;
+        const TOKENS: usize = 50;
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(Settings::default(), &folder.path().join("server.sqlite")).unwrap();
+        let model = Arc::new(tiny());
+        let choices = (0..CHOICES).map(|index| {
+            let params = GenerateParams {
+                choice: index as u64,
+                max_tokens: Some(TOKENS),
+                logprobs: Some(20),
+                ignore_eos: true,
+                ..GenerateParams::default()
+            };
+            let request = Request {
+                prompt: vec![1, 2, 3],
+                want: Want::Answer(Box::new(params)),
+                ..Request::default()
+            };
+            let replies = model.scheduler.submit(request).unwrap();
+            choice(index, replies, &state, &model)
+        });
+        let choices: Vec<Choice> = choices.collect();
+        let end = Instant::now() + Duration::from_secs(60);
+        while model.scheduler.stats().generated < (CHOICES * TOKENS) as u64 {
+            assert!(Instant::now() < end, "{:?}", model.scheduler.stats());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().build().unwrap();
+        let _inside = runtime.enter();
+        let mut events = Events::new(choices, None, model, shape(Form::Text, false, CHOICES));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut heard = Vec::new();
+        for _ in 0..2 * CHOICES {
+            let frame = Pin::new(&mut events).poll_frame(&mut context);
+            let Poll::Ready(Some(Ok(frame))) = frame else {
+                panic!("{frame:?} after {heard:?}");
+            };
+            let frame = frame.into_data().unwrap();
+            let first = frame.split(|byte| *byte == b'\n').next().unwrap();
+            let first: Value = serde_json::from_slice(&first["data: ".len()..]).unwrap();
+            heard.push(first["choices"][0]["index"].as_u64().unwrap());
+        }
+        assert_eq!(heard, [0, 1, 2, 0, 1, 2]);
+    }
 
     /// What is written around a text is what the whole event would be.
     #[test]
     fn only_the_text_is_written_anew() {
         for form in [Form::Chat, Form::Text, Form::Native] {
             for usage in [false, true] {
-                let shape = Shape {
-                    form,
-                    id: "chatcmpl-1".into(),
-                    created: 7,
-                    model: "a \"model\"\\ \u{1} ü".into(),
-                    usage,
-                    n: 1,
-                    echo: Arc::default(),
-                };
+                let shape = shape(form, usage, 1);
                 let (before, after) = shape.around(3);
                 for text in ["", " river", "\"\\\n\t\u{0}\u{7f}", "ü😀\u{2028}", &before] {
                     let due = shape.more(3, text, Value::Null).to_string();
