@@ -105,7 +105,7 @@ struct Guard<'t> {
     by_first: HashMap<char, Vec<&'t str>>,
     /// Their last characters.
     lasts: HashSet<char>,
-    special: Matcher,
+    special: &'t Matcher,
     /// The template's literals that hold the first character of a special token.
     literals: Vec<&'t str>,
     stand_ins: HashMap<char, char>,
@@ -120,7 +120,6 @@ impl<'t> Guard<'t> {
         messages: &[Value],
         options: &RenderOptions,
     ) -> Self {
-        // Once: it walks the whole vocabulary.
         let specials: Vec<(&str, u32)> = tokenizer.special_strings().collect();
         let mut by_first: HashMap<char, Vec<&str>> = HashMap::new();
         let mut lasts = HashSet::new();
@@ -131,13 +130,12 @@ impl<'t> Guard<'t> {
                 lasts.insert(chars.next_back().unwrap_or(first));
             }
         }
-        let special = Matcher::new(specials.iter().map(|(text, id)| (*id, text.as_bytes())));
         let literals = template.literals().iter().map(String::as_str);
         let literals = literals
             .filter(|l| l.len() <= MAX_LITERAL && l.contains(|c| by_first.contains_key(&c)));
         let mut guard = Guard {
             lasts,
-            special: special.unwrap_or_default(),
+            special: tokenizer.special_matcher(),
             literals: literals.take(MAX_LITERALS).collect(),
             stand_ins: HashMap::new(),
             originals: HashMap::new(),

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -77,6 +78,8 @@ pub struct Tokenizer {
     /// Cuts out what is a token in either mode; and what is one with [`Special::Parse`].
     always: Matcher,
     parsed: Matcher,
+    /// The special tokens whose names are text, and what finds them; asked for by templates only.
+    specials: OnceLock<(Vec<u32>, Matcher)>,
     pool: Pool,
 }
 
@@ -135,6 +138,7 @@ impl Tokenizer {
             eog: Vec::new(),
             always: Matcher::default(),
             parsed: Matcher::default(),
+            specials: OnceLock::new(),
             pool: Pool::default(),
         };
         tokenizer.refresh()?;
@@ -144,6 +148,7 @@ impl Tokenizer {
     /// Works out what follows from the vocabulary's kinds.
     fn refresh(&mut self) -> Result<(), Error> {
         self.pool = Pool::default();
+        self.specials = OnceLock::new();
         let mut eog: Vec<u32> = self
             .ends
             .iter()
@@ -321,9 +326,24 @@ impl Tokenizer {
     /// The names of all special tokens: the strings that [`Special::Parse`] makes tokens of and
     /// [`Special::Text`] leaves alone.
     pub fn special_strings(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.vocab
-            .of_kind(Kind::is_special)
-            .filter_map(|(id, piece)| Some((std::str::from_utf8(piece).ok()?, id)))
+        let ids = self.specials().0.iter();
+        ids.filter_map(|&id| Some((std::str::from_utf8(self.vocab.get(id)?).ok()?, id)))
+    }
+
+    /// What finds the names of special tokens; nothing if they are too many to search for.
+    pub(crate) fn special_matcher(&self) -> &Matcher {
+        &self.specials().1
+    }
+
+    fn specials(&self) -> &(Vec<u32>, Matcher) {
+        self.specials.get_or_init(|| {
+            let named = self.vocab.of_kind(Kind::is_special);
+            let named: Vec<_> = named
+                .filter(|(_, piece)| std::str::from_utf8(piece).is_ok())
+                .collect();
+            let ids = named.iter().map(|(id, _)| *id).collect();
+            (ids, Matcher::new(named.into_iter()).unwrap_or_default())
+        })
     }
 
     /// The bytes of a text of tokens, which need not be UTF-8. Ids outside the vocabulary are left out, and so are
