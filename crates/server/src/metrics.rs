@@ -93,7 +93,7 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
         "puna_inter_token_latency_seconds",
         H(TOKEN_SECONDS),
         &["model"],
-        "From one token of an answer to the next",
+        "From one token of an answer to the next: the mean of each answer that came to its end",
     ),
     (
         M::QueueTime,
