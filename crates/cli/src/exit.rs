@@ -262,9 +262,9 @@ fn of_engine(error: &engine::Error) -> (Code, Option<String>) {
         engine::Error::Model(e) => of_model(e),
         engine::Error::Text(e) => of_text(e),
         engine::Error::Parameter { .. } | engine::Error::UnknownToken { .. } => (Code::Usage, None),
-        engine::Error::GenerationConfig { .. } | engine::Error::BadLogit { .. } => {
-            (Code::Invalid, None)
-        }
+        engine::Error::GenerationConfig { .. }
+        | engine::Error::BadLogit { .. }
+        | engine::Error::NotFinite { .. } => (Code::Invalid, None),
         engine::Error::ContextFull { .. } => (
             Code::Failed,
             Some("shorten the prompt, or raise --ctx".into()),

@@ -272,7 +272,7 @@ fn open(placed: Placed) -> Result<Loaded> {
 }
 
 /// Refuses a model that must be put together in memory, and does not fit there.
-fn room_to_open(path: &Path) -> Result<()> {
+pub fn room_to_open(path: &Path) -> Result<()> {
     let need = model::bytes_to_open(path).map_err(|e| named(path, e))?;
     match available_memory() {
         Some(free) if need > free => {

@@ -55,7 +55,7 @@ const FORMATS: [(&str, &str, &str); 6] = [
     ),
     (
         "8-bit floats, GPTQ, AWQ, bitsandbytes",
-        "safetensors of such a directory, repacked when they are opened where that loses nothing",
+        "safetensors of such a directory (8-bit floats also of the experts of Llama 4), repacked when they are opened where that loses nothing; `convert` and `quantize` start from them too",
         "files made by the published layouts, against a computation in double precision; hostile files",
     ),
     (

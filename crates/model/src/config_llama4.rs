@@ -18,9 +18,11 @@ const NEUTRAL: &[(&str, Option<f64>)] = &[
     ("logit_scale", Some(1.0)),
     ("mlp_bias", Some(0.0)),
     ("partial_rotary_factor", Some(1.0)),
-    ("quantization_config", None),
     ("sliding_window", None),
 ];
+
+/// What is said of a whole file only beside the text model's configuration.
+const OUTSIDE: &[(&str, Option<f64>)] = &[("quantization_config", None)];
 
 impl Config {
     pub(crate) fn from_llama4(json: &Value) -> Result<Config> {
@@ -28,6 +30,9 @@ impl Config {
         // A model that sees images has the text model's configuration inside.
         let text = json.get("text_config").unwrap_or(json);
         check_neutral(text, NEUTRAL)?;
+        if json.get("text_config").is_some() {
+            check_neutral(text, OUTSIDE)?;
+        }
         let heads = required(text, "num_attention_heads")?;
         let hidden = required(text, "hidden_size")?;
         let layers = required(text, "num_hidden_layers")?;

@@ -17,6 +17,7 @@ mod config_opt;
 mod control;
 pub mod convert;
 mod error;
+mod expected;
 mod experts;
 mod footprint;
 mod forward;

@@ -71,6 +71,13 @@ pub(crate) enum Stack {
     Each(&'static str, [&'static str; 3]),
 }
 
+/// What stands before an expert's number where a file has a tensor for each in place of
+/// [`Stack::Fused`], as programs that quantise Llama 4 write it.
+pub(crate) const FUSED_EACH: &str = "feed_forward.experts.";
+
+/// gate, up and down behind that number.
+pub(crate) const FUSED_ENDS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
 /// gate, up and down of all experts of a layer, in a GGUF.
 pub(crate) const GGUF_EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
 

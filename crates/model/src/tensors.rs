@@ -11,7 +11,8 @@ use kernels::Type;
 use crate::arch::Arch;
 use crate::config::{Config, Experts};
 use crate::error::{Error, Result};
-use crate::names::{ExpertNames, Names, Stack};
+use crate::expected::check_shape;
+use crate::names::{ExpertNames, FUSED_EACH, FUSED_ENDS, Names, Stack};
 use crate::weights::{Gated, Layer, Linear, Mlp, Moe, Norm};
 
 /// The tensors of a file, under the names of its format, and which of them were read.
@@ -223,8 +224,14 @@ impl<'a> Reader<'a> {
         (0..e.count).map(expert).collect()
     }
 
-    /// Experts whose matrices lie with their columns as rows: copies of them, turned round.
+    /// Experts whose matrices lie with their columns as rows: copies of them, turned round. Or as
+    /// tensors of their own, which programs that quantise make of them.
     fn experts_fused(&self, i: usize, e: &Experts, parts: &[&str; 2]) -> Result<Vec<Gated>> {
+        let own = |part: usize, n: usize| format!("{FUSED_EACH}{n}.{}", FUSED_ENDS[part]);
+        let first = format!("{}{}.weight", self.prefix, self.inside(i, &own(0, 0)));
+        if self.tensors.get(&first).is_some() {
+            return self.experts_each(i, e, own);
+        }
         let (d, f) = (self.config.hidden, e.ffn);
         let stack = |part: usize, shape: [usize; 3]| self.get(&self.inside(i, parts[part]), &shape);
         let both = stack(0, [e.count, d, 2 * f])?;
@@ -270,16 +277,6 @@ impl<'a> Reader<'a> {
         check_shape(t, shape)?;
         self.read.borrow_mut().insert(name);
         Ok(t)
-    }
-}
-
-fn check_shape(t: &Tensor, shape: &[usize]) -> Result<()> {
-    match t.shape == shape {
-        true => Ok(()),
-        false => Err(Error::Tensor {
-            name: t.name.clone(),
-            what: format!("has shape {:?}; the configuration says {shape:?}", t.shape),
-        }),
     }
 }
 

@@ -13,6 +13,7 @@ use kernels::{Kernels, MAX_PARTS, Matrix, Rope, Type};
 use crate::adapter::{Place, Target};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::expected;
 use crate::names::{GGUF, META, Names};
 use crate::repack;
 use crate::tensors::Reader;
@@ -162,6 +163,7 @@ impl Weights {
     pub fn from_hf(dir: &HfDir, kernels: Arc<Kernels>) -> Result<Weights> {
         let config = Config::from_hf(&dir.config)?;
         let names = Names::of_hf(&config);
+        repack::check(&dir.config, &config, names, &dir.tensors)?;
         let tensors = repack::from_hf(&dir.config, &dir.tensors, kernels.threads())?;
         Weights::load(config, &tensors, names, kernels)
     }
@@ -186,6 +188,7 @@ impl Weights {
         kernels: Arc<Kernels>,
     ) -> Result<Weights> {
         let c = &config;
+        expected::check(c, names, tensors)?;
         let reader = Reader::new(tensors, names, c);
         let embed = reader.table(names.embed, c.vocab)?;
         let positions = names

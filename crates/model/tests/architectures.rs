@@ -125,11 +125,6 @@ fn released_models_have_their_published_sizes() {
 #[test]
 fn what_would_change_llama4_is_refused_by_name() {
     for (key, value, named) in [
-        (
-            "quantization_config",
-            json!({"quant_method": "fbgemm_fp8"}),
-            "quantization_config",
-        ),
         ("sliding_window", json!(4096), "sliding_window"),
         ("model_type", json!("llama4_other"), "llama4_other"),
         ("hidden_act", json!("tanh"), "hidden_act"),

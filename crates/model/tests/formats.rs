@@ -104,3 +104,120 @@ fn every_format_runs_in_fast_mode() {
         assert!(worst < 0.3, "{name}: {worst}");
     }
 }
+
+/// Llama 4's experts in 8-bit floats: as two tensors for all of them with a scale for each output, and
+/// as tensors of each expert. They compute what the same numbers in f32 do, and so do the files that
+/// are made of them.
+#[test]
+fn llama4_experts_in_small_floats() {
+    use files::{Blob, Dtype, Tensor, Tensors, hf::HfDir};
+    let dir = HfDir::open(fixture("models/llama4_text")).unwrap();
+    let table = kernels::repack::e4m3();
+    let bytes = |f: &[f32]| f.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let (mut wide, mut fused, mut each) = (Vec::new(), Vec::new(), Vec::new());
+    let add = |list: &mut Vec<Tensor>, name: &str, dtype, shape: &[usize], data: Vec<u8>| {
+        let t = Tensor::new(name, dtype, shape.to_vec(), Blob::from_vec(data));
+        list.push(t.unwrap());
+    };
+    for t in &dir.tensors {
+        let [e, inputs, outputs] = t.shape[..] else {
+            for list in [&mut wide, &mut fused, &mut each] {
+                list.push(t.clone());
+            }
+            continue;
+        };
+        // Bytes without the two that are no numbers, and scales of any size.
+        let small = |i: usize| ((i * 89 + i / 7) % 127) as u8 | ((i / 3 % 2) as u8) << 7;
+        let scale = |expert: usize, o: usize| 1e-3 * (1.0 + (expert * 5 + o) as f32 / 97.0);
+        let value = |x: usize, i: usize, o: usize| {
+            table[usize::from(small((x * inputs + i) * outputs + o))] * scale(x, o)
+        };
+        let all = (0..e * inputs * outputs).map(small).collect::<Vec<u8>>();
+        let floats: Vec<f32> = (0..all.len())
+            .map(|at| value(at / outputs / inputs, at / outputs % inputs, at % outputs))
+            .collect();
+        add(&mut wide, &t.name, Dtype::F32, &t.shape, bytes(&floats));
+        let scales: Vec<f32> = (0..e * outputs)
+            .map(|at| scale(at / outputs, at % outputs))
+            .collect();
+        let end = match t.name.ends_with("down_proj") {
+            true => [e, outputs, 1],
+            false => [e, 1, outputs],
+        };
+        add(&mut fused, &t.name, Dtype::F8_E4M3, &t.shape, all.clone());
+        let name = format!("{}_scale", t.name);
+        add(&mut fused, &name, Dtype::F32, &end, bytes(&scales));
+        let (before, both) = match t.name.strip_suffix("gate_up_proj") {
+            Some(before) => (before, &["gate_proj", "up_proj"][..]),
+            None => (
+                t.name.strip_suffix("down_proj").unwrap(),
+                &["down_proj"][..],
+            ),
+        };
+        let rows = outputs / both.len();
+        for ((part, own), x) in both
+            .iter()
+            .enumerate()
+            .flat_map(|p| (0..e).map(move |x| (p, x)))
+        {
+            let first = part * rows;
+            let turned = (0..rows * inputs).map(|at| {
+                let (o, i) = (first + at / inputs, at % inputs);
+                all[(x * inputs + i) * outputs + o]
+            });
+            let name = format!("{before}{x}.{own}.weight");
+            add(
+                &mut each,
+                &name,
+                Dtype::F8_E4M3,
+                &[rows, inputs],
+                turned.collect(),
+            );
+            let scales: Vec<f32> = (first..first + rows).map(|o| scale(x, o)).collect();
+            let name = format!("{name}_scale");
+            add(&mut each, &name, Dtype::F32, &[rows, 1], bytes(&scales));
+        }
+    }
+    let with = |list: &Vec<Tensor>, quantised: serde_json::Value| {
+        let mut dir = dir.clone();
+        dir.tensors = Tensors::new(list.clone()).unwrap();
+        dir.config["quantization_config"] = quantised;
+        dir
+    };
+    let of = |dir: &HfDir| {
+        let w = Weights::from_hf(dir, kernels(Compute::F32, 2)).unwrap();
+        logits(&w, &[1, 7, 30, 2, 11, 40], 6, &mut ())
+    };
+    let want = of(&with(&wide, serde_json::Value::Null));
+    let fbgemm = serde_json::json!({
+        "quant_method": "fbgemm_fp8",
+        "activation_scale_ub": 1200.0,
+        "modules_to_not_convert": ["lm_head"],
+    });
+    let compressed = serde_json::json!({
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"weights": {"type": "float", "num_bits": 8}}},
+    });
+    for (what, list, how) in [
+        ("fused", &fused, &fbgemm),
+        ("fused", &fused, &compressed),
+        ("each", &each, &compressed),
+    ] {
+        assert_close(what, &of(&with(list, how.clone())), &want, 1e-5, 1e-5);
+    }
+    // A scale of another shape.
+    let odd = fused
+        .iter()
+        .map(|t| match t.name.ends_with("gate_up_proj_scale") {
+            true => Tensor {
+                shape: t.shape.iter().rev().copied().collect(),
+                ..t.clone()
+            },
+            false => t.clone(),
+        });
+    let odd = with(&odd.collect(), fbgemm);
+    let error = Weights::from_hf(&odd, kernels(Compute::F32, 1)).unwrap_err();
+    assert!(error.to_string().contains("fits no experts"), "{error}");
+}

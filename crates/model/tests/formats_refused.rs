@@ -90,27 +90,74 @@ fn scales_that_are_no_numbers() {
 #[test]
 fn parts_of_a_matrix_that_do_not_fit_it() {
     for (name, end, shape, says) in [
-        ("gptq-sym", ".scales", &[1, 64][..], "has shape [1, 64]"),
-        ("gptq-sym", ".qzeros", &[1, 8], "not I32 [2, "),
-        ("gptq-sym", ".qweight", &[7, 64], "is I32 ["),
-        ("gptq-sym", ".qweight", &[8], "two axes are needed"),
-        ("gptq-sym", ".qweight", &[0, 64], "is empty"),
+        (
+            "gptq-sym",
+            ".scales",
+            &[1, 64][..],
+            "has shape [1, 64]; 128",
+        ),
+        (
+            "gptq-sym",
+            ".qzeros",
+            &[1, 8],
+            "has shape [1, 8]; the configuration says [2, 8]",
+        ),
+        (
+            "gptq-sym",
+            ".qweight",
+            &[7, 64],
+            "has shape [7, 64]; the configuration says [8, 64]",
+        ),
+        (
+            "gptq-sym",
+            ".qweight",
+            &[8],
+            "has shape [8]; the configuration says [8, 64]",
+        ),
+        (
+            "gptq-sym",
+            ".qweight",
+            &[0, 64],
+            "the configuration says [8, 64]",
+        ),
         (
             "gptq-3",
             ".qweight",
             &[5, 64],
-            "no whole number of 3-bit integers",
+            "the configuration says [6, 64]",
         ),
-        ("gptq-zeros", ".qweight", &[8, 63], "fill no whole words"),
-        ("gptq-sym", ".g_idx", &[63], "not I32 ["),
-        ("awq", ".qzeros", &[3, 8], "not I32 ["),
-        ("awq", ".qweight", &[64], "two axes are needed"),
-        ("awq", ".scales", &[2, 1], "has shape [2, 1]"),
+        (
+            "gptq-zeros",
+            ".qweight",
+            &[8, 63],
+            "the configuration says [8, 64]",
+        ),
+        (
+            "gptq-sym",
+            ".g_idx",
+            &[63],
+            "has shape [63]; the configuration says [64]",
+        ),
+        ("awq", ".qzeros", &[3, 8], "the configuration says [2, 8]"),
+        ("awq", ".qweight", &[64], "the configuration says [64, 8]"),
+        ("awq", ".scales", &[2, 1], "has shape [2, 1]; 128"),
         (
             "fp8-row",
             ".weight_scale",
             &[63, 1],
             "fits no rows or blocks",
+        ),
+        (
+            "fp8-row",
+            "q_proj.weight",
+            &[63, 64],
+            "the configuration says [64, 64]",
+        ),
+        (
+            "fp8-tensor",
+            "q_proj.weight",
+            &[64, 65],
+            "the configuration says [64, 64]",
         ),
         (
             "fp8-block",
@@ -124,11 +171,37 @@ fn parts_of_a_matrix_that_do_not_fit_it() {
             &[9, 9],
             "fits no rows or blocks",
         ),
-        ("bnb-nf4", ".absmax", &[3], "numbers are needed"),
-        ("bnb-nf4", "_proj.weight", &[5, 1], "its quant_state says"),
-        ("bnb-nf4-double", ".absmax", &[5], "bytes"),
+        (
+            "bnb-nf4",
+            ".absmax",
+            &[3],
+            "has shape [3]; 64 numbers are needed",
+        ),
+        (
+            "bnb-nf4",
+            "_proj.weight",
+            &[5, 1],
+            "has shape [5, 1]; 2048 numbers are needed",
+        ),
+        (
+            "bnb-nf4-double",
+            ".absmax",
+            &[5],
+            "has shape [5]; 64 numbers are needed",
+        ),
         ("bnb-nf4", ".quant_map", &[15], "16 numbers are needed"),
-        ("bnb-int8", ".SCB", &[2], "numbers are needed"),
+        (
+            "bnb-int8",
+            ".SCB",
+            &[2],
+            "has shape [2]; 64 numbers are needed",
+        ),
+        (
+            "bnb-int8",
+            "q_proj.weight",
+            &[64, 63],
+            "the configuration says [64, 64]",
+        ),
     ] {
         let error = changed(name, end, |t| shaped(t, shape));
         assert!(error.contains(says), "{name} {end}: {error}");
@@ -154,6 +227,135 @@ fn parts_of_a_matrix_that_do_not_fit_it() {
         });
         assert!(error.contains("bitsandbytes__nf4"), "{error}");
     }
+}
+
+/// Shapes come first: of a checkpoint whose last matrix is too small nothing is put together, so that
+/// a scale of the first that is no number is not even seen.
+#[test]
+fn shapes_are_checked_before_anything_is_put_together() {
+    for (name, scale, bytes, end, shape) in [
+        (
+            "gptq-sym",
+            "q_proj.scales",
+            &F16_NAN[..],
+            "mlp.down_proj.qweight",
+            &[1, 64][..],
+        ),
+        (
+            "awq",
+            "q_proj.scales",
+            &F16_NAN,
+            "mlp.down_proj.qweight",
+            &[1, 8],
+        ),
+        (
+            "bnb-nf4",
+            "q_proj.weight.absmax",
+            &[0, 0, 192, 127],
+            "mlp.down_proj.weight",
+            &[1, 1],
+        ),
+        (
+            "bnb-int8",
+            "q_proj.SCB",
+            &[0, 0, 192, 127],
+            "mlp.down_proj.weight",
+            &[1, 64],
+        ),
+        (
+            "fp8-row",
+            "q_proj.weight_scale",
+            &[0, 0, 192, 127],
+            "mlp.down_proj.weight",
+            &[1, 64],
+        ),
+        (
+            "fp8-row",
+            "q_proj.weight_scale",
+            &[0, 0, 192, 127],
+            "lm_head.weight",
+            &[48, 63],
+        ),
+    ] {
+        let error = changed_twice(name, (scale, bytes), (end, shape));
+        assert!(
+            error.contains(end) && error.contains("has shape"),
+            "{name}: {error}"
+        );
+        assert!(error.contains(&format!("{shape:?}")), "{name}: {error}");
+    }
+}
+
+/// The error of a folder, one tensor of which begins with other bytes, and one has another shape.
+fn changed_twice(name: &str, begin: (&str, &[u8]), shape: (&str, &[usize])) -> String {
+    let mut dir = folder(name);
+    let list = dir.tensors.iter().map(|t| {
+        if t.name.ends_with(begin.0) {
+            begun(t, begin.1).unwrap()
+        } else if t.name.ends_with(shape.0) {
+            shaped(t, shape.1).unwrap()
+        } else {
+            t.clone()
+        }
+    });
+    dir.tensors = Tensors::new(list.collect()).unwrap();
+    refused(name, &dir)
+}
+
+/// Of the formats whose matrices are plain tensors.
+#[test]
+fn plain_tensors_of_another_shape() {
+    let says = |error: model::Error, name: &str, shape: &[usize]| {
+        let error = error.to_string();
+        let what = format!("tensor `{name}`: has shape [1, 1]; the configuration says {shape:?}");
+        assert!(error.contains(&what), "{error}");
+    };
+    let altered = |tensors: &Tensors, name: &str| {
+        let list = tensors.iter().map(|t| match t.name == name {
+            true => shaped(t, &[1, 1]).unwrap(),
+            false => t.clone(),
+        });
+        Tensors::new(list.collect()).unwrap()
+    };
+    let mut gguf = files::gguf::Gguf::open(fixture("gguf/llama3.f32.gguf")).unwrap();
+    let shape = gguf.tensors.get("output.weight").unwrap().shape.clone();
+    gguf.tensors = altered(&gguf.tensors, "output.weight");
+    let error = Weights::from_gguf(&gguf, kernels(Compute::F32, 1)).unwrap_err();
+    says(error, "output.weight", &shape);
+    for name in ["torch-shared", "torch-shards"] {
+        let mut dir = folder(name);
+        let part = "model.layers.0.mlp.up_proj.weight";
+        let shape = dir.tensors.get(part).unwrap().shape.clone();
+        dir.tensors = altered(&dir.tensors, part);
+        says(
+            Weights::from_hf(&dir, kernels(Compute::F32, 1)).unwrap_err(),
+            part,
+            &shape,
+        );
+        // And when it is converted, in which case nothing is written.
+        let error = model::convert::Input::Hf(Box::new(dir))
+            .gguf(Vec::new())
+            .unwrap_err();
+        says(error, part, &shape);
+    }
+    let mut dir = MetaDir::open(fixture("../formats/meta-llama3")).unwrap();
+    let part = "layers.0.attention.wo.weight";
+    let shape = dir.tensors.get(part).unwrap().shape.clone();
+    dir.tensors = altered(&dir.tensors, part);
+    says(
+        Weights::from_meta(&dir, kernels(Compute::F32, 1)).unwrap_err(),
+        part,
+        &shape,
+    );
+    let path = fixture("../formats/llama2c-v1/model.bin");
+    let mut file = files::llama2c::open(&path).unwrap();
+    let shape = file.tensors.get(part).unwrap().shape.clone();
+    file.tensors = altered(&file.tensors, part);
+    says(
+        Weights::from_llama2c(&file, kernels(Compute::F32, 1)).unwrap_err(),
+        part,
+        &shape,
+    );
 }
 
 #[test]

@@ -61,7 +61,8 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         licence,
         adapters,
     } = load::material(&args.input, args.net)?;
-    let input = Input::open(&path)?;
+    load::room_to_open(&path)?;
+    let input = Input::open_on(&path, threads(args))?;
     let adapters = [adapters, args.adapter.clone()].concat();
     let adapters = adapt::merged(&adapters, &input)?;
     let steps = if gguf {

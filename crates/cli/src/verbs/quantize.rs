@@ -63,7 +63,9 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
         licence,
         adapters,
     } = load::material(&args.input, args.net)?;
-    let opened = Input::open(&input)?;
+    load::room_to_open(&input)?;
+    let threads = args.threads.unwrap_or_else(machine::threads);
+    let opened = Input::open_on(&input, threads)?;
     let adapters = crate::adapt::merged(&adapters, &opened)?;
     let source = super::convert::gguf_source(&opened, adapters, licence.as_deref())?;
     let wanted = Wanted {

@@ -7,7 +7,7 @@ use files::{Blob, Tensor, Tensors};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::names::{GGUF, GGUF_EXPERTS, Names, Stack};
+use crate::names::{FUSED_EACH, FUSED_ENDS, GGUF, GGUF_EXPERTS, Names, Stack};
 use crate::source::{Order, Piece};
 
 /// The experts of all layers, and the names of the tensors that they are made of, which begin with
@@ -42,7 +42,15 @@ pub(super) fn stacks(
             t
         };
         let name = |part: usize| format!("{}{layer}.{}.weight", GGUF.block, GGUF_EXPERTS[part]);
-        match &names.stack {
+        // A tensor for each in place of the two that Llama 4 has.
+        let apart = inside(&format!("{FUSED_EACH}0.{}.weight", FUSED_ENDS[0]));
+        let stack = match &names.stack {
+            Stack::Fused(_) if tensors.get(&apart).is_some() => {
+                &Stack::Each(FUSED_EACH, FUSED_ENDS)
+            }
+            stack => stack,
+        };
+        match stack {
             Stack::Each(before, ends) => {
                 for (part, shape) in [[f, d], [f, d], [d, f]].into_iter().enumerate() {
                     let one = |n: usize| inside(&format!("{before}{n}.{}.weight", ends[part]));

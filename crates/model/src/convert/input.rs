@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use super::{config_dtype, config_json, divisors, metadata, only_llama, pieces};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::expected;
 use crate::lora::Lora;
 use crate::names::{GGUF, META, Names};
 use crate::quantize::{Step, store, stored};
@@ -41,13 +42,26 @@ impl Input {
     /// # Errors
     /// It cannot be read, or is no model.
     pub fn open(path: &Path) -> Result<Input> {
+        Input::open_on(path, 1)
+    }
+
+    /// The same, matrices that are quantised in a way of their own (see `repack`) brought into
+    /// Puna's types by so many threads: they are put together in memory ([`crate::bytes_to_open`]).
+    ///
+    /// # Errors
+    /// It cannot be read, or is no model.
+    pub fn open_on(path: &Path, threads: usize) -> Result<Input> {
         match files::detect(path)? {
             Kind::Gguf => Ok(Input::Gguf(Box::new(Gguf::open(path)?))),
-            Kind::HfDir => Ok(Input::Hf(Box::new(HfDir::open(path)?))),
+            Kind::HfDir => {
+                let mut dir = HfDir::open(path)?;
+                plain(&mut dir, threads)?;
+                Ok(Input::Hf(Box::new(dir)))
+            }
             Kind::MetaDir => Ok(Input::Meta(Box::new(MetaDir::open(path)?))),
             Kind::Llama2c => {
                 let mut file = llama2c::open(path)?;
-                file.tensors = repack::from_llama2c(file.config.group, &file.tensors, 1)?;
+                file.tensors = repack::from_llama2c(file.config.group, &file.tensors, threads)?;
                 Ok(Input::Llama2c(path.to_owned(), Box::new(file)))
             }
             kind => Err(Error::Open {
@@ -84,6 +98,12 @@ impl Input {
         }
     }
 
+    /// Refuses tensors whose shapes are not those that the configuration calls for.
+    fn check(&self, config: &Config) -> Result<()> {
+        let (tensors, names) = self.tensors(config);
+        expected::check(config, names, tensors)
+    }
+
     /// The model as a GGUF holds it, adapters merged. It comes without its tokenizer's keys, unless it
     /// was a GGUF.
     ///
@@ -102,6 +122,7 @@ impl Input {
 
     fn new_gguf(&self) -> Result<Source> {
         let config = self.config()?;
+        self.check(&config)?;
         let name = match self {
             Input::Gguf(_) => None,
             Input::Hf(dir) => dir.path.file_name(),
@@ -129,11 +150,13 @@ impl Input {
             let of = found.iter().filter(|p: &&Piece| p.dtype() == d);
             of.map(Piece::bytes_now).sum()
         };
-        // What most values are: 0, 1, 7 or 32.
+        // What most values are, as llama.cpp counts its types of files.
         let kinds = [
             (Dtype::F32, 0),
             (Dtype::F16, 1),
+            (Dtype::Q4_0, 2),
             (Dtype::Q8_0, 7),
+            (Dtype::Q5_0, 8),
             (Dtype::BF16, 32),
         ];
         let kind = kinds.into_iter().max_by_key(|k| size(k.0));
@@ -147,7 +170,8 @@ impl Input {
     }
 
     /// The model as a Hugging Face directory holds it, adapters merged: config.json, and the tensors,
-    /// all as `ty` or else as they are, quantised ones as f16.
+    /// all as `ty` or else as they are. Quantised ones of a GGUF become f16, those of a directory,
+    /// which became so when it was opened, f32: that holds each number.
     ///
     /// # Errors
     /// Not a Llama model, one with something that config.json cannot say, or an adapter that does not
@@ -161,6 +185,7 @@ impl Input {
             other => {
                 let config = other.config()?;
                 only_llama(&config)?;
+                other.check(&config)?;
                 let (tensors, names) = other.tensors(&config);
                 let tensors = pieces(tensors, &config, names, Names::of_hf(&config))?;
                 (config_json(&config, Dtype::F32)?, tensors)
@@ -177,6 +202,7 @@ impl Input {
         let plain = |d: Dtype| matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let to = |d: Dtype| match ty {
             Some(ty) if plain(d) || d.is_quantized() => stored(ty),
+            None if d.is_quantized() && matches!(self, Input::Hf(_)) => Dtype::F32,
             None if d.is_quantized() => Dtype::F16,
             _ => d,
         };
@@ -204,6 +230,27 @@ impl Input {
         }
         Ok((json, source, steps))
     }
+}
+
+/// The matrices of a directory as numbers that any reader of such directories takes, where they are
+/// quantised in a way of their own; its configuration then says nothing of it any more.
+fn plain(dir: &mut HfDir, threads: usize) -> Result<()> {
+    if !repack::is_packed(&dir.config, &dir.tensors) {
+        return Ok(());
+    }
+    let config = Config::from_hf(&dir.config)?;
+    repack::check(&dir.config, &config, Names::of_hf(&config), &dir.tensors)?;
+    dir.tensors = repack::from_hf(&dir.config, &dir.tensors, threads)?;
+    for outer in [None, Some("text_config")] {
+        let part = match outer {
+            None => Some(&mut dir.config),
+            Some(key) => dir.config.get_mut(key),
+        };
+        if let Some(keys) = part.and_then(Json::as_object_mut) {
+            keys.remove("quantization_config");
+        }
+    }
+    Ok(())
 }
 
 /// One tensor in another type.

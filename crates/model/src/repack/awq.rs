@@ -8,8 +8,9 @@ use files::{Tensor, Tensors};
 
 use super::gptq::{is_empty_bias, is_side};
 use super::method::Groups;
-use super::{Integers, floats, need, words, wrong};
+use super::{Integers, counted, floats, need, side, words, wrong};
 use crate::error::Result;
+use crate::expected::check_shape;
 
 /// Where in a word the integer of each of its eight columns begins.
 const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
@@ -21,6 +22,25 @@ pub(super) fn tensor(how: &Groups, tensors: &Tensors, t: &Tensor) -> Result<Opti
     }
     let part = is_side(tensors, t, &[".qzeros", ".scales"]) || is_empty_bias(tensors, t);
     Ok((!part).then(|| t.clone()))
+}
+
+/// Compares the parts of a matrix `[out, in]` with its shape; `false` if there is no such matrix.
+pub(super) fn check(
+    how: &Groups,
+    tensors: &Tensors,
+    stem: &str,
+    [out, inputs]: [usize; 2],
+) -> Result<bool> {
+    let Some(packed) = tensors.get(&format!("{stem}.qweight")) else {
+        return Ok(false);
+    };
+    let (groups, words) = (how.groups(inputs), out.div_ceil(8));
+    check_shape(packed, &[inputs, words])?;
+    side(tensors, &format!("{stem}.qzeros"), &[groups, words])?;
+    if let Some(scales) = tensors.get(&format!("{stem}.scales")) {
+        counted(scales, groups.saturating_mul(out))?;
+    }
+    Ok(true)
 }
 
 fn matrix(how: &Groups, tensors: &Tensors, t: &Tensor, stem: &str) -> Result<Tensor> {

@@ -12,7 +12,7 @@
 use files::{Dtype, Tensor, Tensors};
 use serde_json::Value;
 
-use super::{Integers, floats, need, widened, wrong};
+use super::{Integers, counted, floats, need, widened, wrong};
 use crate::error::Result;
 
 const STATES: [&str; 2] = [
@@ -40,6 +40,38 @@ pub(super) fn four_bit(tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> 
     }
     let of = SIDES.iter().find_map(|side| t.name.strip_suffix(side));
     Ok((!of.is_some_and(absmax)).then(|| t.clone()))
+}
+
+/// Compares the parts of a matrix `[out, in]` of four bits with its shape; `false` if there is no
+/// such matrix.
+pub(super) fn check_four_bit(tensors: &Tensors, name: &str, shape: [usize; 2]) -> Result<bool> {
+    let side = |end: &str| tensors.get(&format!("{name}{end}"));
+    let (Some(t), Some(absmax)) = (tensors.get(name), side(".absmax")) else {
+        return Ok(false);
+    };
+    let state = state(tensors, t)?;
+    if state.shape != shape {
+        let what = format!(
+            "has shape {:?} by its quant_state; the configuration says {shape:?}",
+            state.shape
+        );
+        return Err(wrong(name, what));
+    }
+    let count = shape[0].saturating_mul(shape[1]);
+    let blocks = count.div_ceil(state.block);
+    counted(t, count.div_ceil(2))?;
+    counted(absmax, blocks)?;
+    let nested = state.nested.map(|(block, _)| blocks.div_ceil(block));
+    for (end, len) in [
+        (".quant_map", Some(16)),
+        (".nested_quant_map", nested.map(|_| 256)),
+        (".nested_absmax", nested),
+    ] {
+        if let (Some(t), Some(len)) = (side(end), len) {
+            counted(t, len)?;
+        }
+    }
+    Ok(true)
 }
 
 /// What `quant_state` says.

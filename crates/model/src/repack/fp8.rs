@@ -3,7 +3,9 @@
 //!
 //! `X.weight` F8_E4M3 or F8_E5M2 [out, in], and `X.weight_scale` or `X.weight_scale_inv`: one
 //! number, one for each row, or one for each block of rows and columns. Both names are multiplied:
-//! w[o][i] = scale * x[o][i]. A matrix without scales is just small floats.
+//! w[o][i] = scale * x[o][i]. A matrix without scales is just small floats. The experts of Llama 4 lie
+//! as `X` [experts, in, out] with `X_scale` [experts, 1, out], as transformers' fbgemm integration has
+//! them.
 //!
 //! Scales of activations and of the cache are for programs that round those to 8 bits as well;
 //! here they are not rounded, so the scales are not used.
@@ -49,16 +51,29 @@ pub(super) fn is_side(tensors: &Tensors, name: &str) -> bool {
     of.is_some_and(|t| table(t.dtype).is_some()) || UNUSED.iter().any(|end| name.ends_with(end))
 }
 
+/// Whether the scales beside a matrix of 8-bit floats fit it; other tensors have none.
+pub(super) fn check(method: &Method, tensors: &Tensors, t: &Tensor) -> Result<()> {
+    match (table(t.dtype), scale_of(tensors, &t.name), &t.shape[..]) {
+        (Some(_), Some(scale), &[rows, cols]) => steps(method, scale, [rows, cols]).map(|_| ()),
+        (Some(_), Some(scale), &[count, rows, cols]) => {
+            of_experts(scale, [count, rows, cols]).map(|_| ())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The matrix of 8-bit floats `t`, widened; `None` if it is something else.
 pub(super) fn weight(method: &Method, tensors: &Tensors, t: &Tensor) -> Result<Option<Tensor>> {
     let Some(table) = table(t.dtype) else {
         return Ok(None);
     };
+    if let &[count, inputs, outputs] = &t.shape[..] {
+        let shape = [count, inputs, outputs];
+        return experts(method, tensors, t, &table, shape).map(Some);
+    }
     let [rows, cols] = t.shape[..] else {
-        return Err(wrong(
-            &t.name,
-            format!("is {} {:?}; two axes are needed", t.dtype, t.shape),
-        ));
+        let what = format!("is {} {:?}; two or three axes are needed", t.dtype, t.shape);
+        return Err(wrong(&t.name, what));
     };
     let value = |r: usize, c: usize| table[usize::from(t.data[r * cols + c])];
     let Some(scale) = scale_of(tensors, &t.name) else {
@@ -72,6 +87,53 @@ pub(super) fn weight(method: &Method, tensors: &Tensors, t: &Tensor) -> Result<O
     let scales = floats(scale, rows.div_ceil(down.max(1)) * per_row)?;
     let scaled = |r: usize, c: usize| value(r, c) * scales[r / down * per_row + c / across];
     widened(&t.name, rows, cols, scaled).map(Some)
+}
+
+/// The matrices `[in, out]` of some experts, widened as one tensor; they have a scale for each
+/// output (fbgemm's layout of Llama 4), for each matrix, or for all.
+fn experts(
+    method: &Method,
+    tensors: &Tensors,
+    t: &Tensor,
+    table: &[f32; 256],
+    shape: [usize; 3],
+) -> Result<Tensor> {
+    let [count, inputs, outputs] = shape;
+    let rows = count.checked_mul(inputs);
+    let rows = rows.ok_or_else(|| wrong(&t.name, "is too large"))?;
+    let value = |r: usize, c: usize| table[usize::from(t.data[r * outputs + c])];
+    let mut whole = match scale_of(tensors, &t.name) {
+        None if matches!(method, Method::Fp8 { .. }) => {
+            return Err(wrong(&t.name, "has no scale beside it"));
+        }
+        None => widened(&t.name, rows, outputs, value)?,
+        Some(scale) => {
+            let [each, across] = of_experts(scale, shape)?;
+            let scales = floats(scale, scale.shape.iter().product())?;
+            let at = |r: usize, c: usize| r / inputs.max(1) * each + c * across;
+            widened(&t.name, rows, outputs, |r, c| {
+                value(r, c) * scales[at(r, c)]
+            })?
+        }
+    };
+    whole.shape = shape.to_vec();
+    Ok(whole)
+}
+
+/// How far apart the scales of two experts and those of two outputs of one lie.
+fn of_experts(scale: &Tensor, [count, inputs, outputs]: [usize; 3]) -> Result<[usize; 2]> {
+    match scale.shape[..] {
+        [] | [1] | [1, 1] | [1, 1, 1] => Ok([0, 0]),
+        [n] | [n, 1] | [n, 1, 1] if n == count => Ok([1, 0]),
+        [n, 1, out] | [n, out, 1] | [n, out] if n == count && out == outputs => Ok([outputs, 1]),
+        _ => {
+            let what = format!(
+                "has shape {:?}, which fits no experts or outputs of [{count}, {inputs}, {outputs}]",
+                scale.shape
+            );
+            Err(wrong(&scale.name, what))
+        }
+    }
 }
 
 /// How many rows and columns share a scale.

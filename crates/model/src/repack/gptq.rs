@@ -8,8 +8,9 @@
 use files::{Dtype, Tensor, Tensors};
 
 use super::method::Groups;
-use super::{Integers, floats, need, words, wrong};
+use super::{Integers, counted, floats, need, side, words, wrong};
 use crate::error::Result;
+use crate::expected::check_shape;
 
 const SIDES: [&str; 3] = [".qzeros", ".scales", ".g_idx"];
 
@@ -35,6 +36,27 @@ pub(super) fn is_empty_bias(tensors: &Tensors, t: &Tensor) -> bool {
     packed
         && matches!(t.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32)
         && t.data.iter().all(|&b| b == 0)
+}
+
+/// Compares the parts of a matrix `[out, in]` with its shape; `false` if there is no such matrix.
+pub(super) fn check(
+    how: &Groups,
+    tensors: &Tensors,
+    stem: &str,
+    [out, inputs]: [usize; 2],
+) -> Result<bool> {
+    let Some(packed) = tensors.get(&format!("{stem}.qweight")) else {
+        return Ok(false);
+    };
+    let words = |integers: usize| integers.saturating_mul(how.bits).div_ceil(32);
+    let groups = how.groups(inputs);
+    check_shape(packed, &[words(inputs), out])?;
+    side(tensors, &format!("{stem}.qzeros"), &[groups, words(out)])?;
+    if let Some(scales) = tensors.get(&format!("{stem}.scales")) {
+        counted(scales, groups.saturating_mul(out))?;
+    }
+    side(tensors, &format!("{stem}.g_idx"), &[inputs])?;
+    Ok(true)
 }
 
 fn matrix(how: &Groups, tensors: &Tensors, t: &Tensor, stem: &str) -> Result<Tensor> {

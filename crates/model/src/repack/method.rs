@@ -34,6 +34,12 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    /// How many groups so many inputs make.
+    pub(super) fn groups(&self, inputs: usize) -> usize {
+        let size = self.size.unwrap_or(inputs).min(inputs);
+        inputs.div_ceil(size.max(1))
+    }
+
     /// Whether every block of a storage type lies inside a group.
     pub(super) fn in_blocks(&self) -> bool {
         !self.unordered

@@ -29,7 +29,10 @@ use kernels::Type;
 use kernels::repack::{PACKED, integer_type, narrow, pack};
 use serde_json::Value;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::expected::{self, check_shape};
+use crate::names::Names;
 use method::Method;
 
 /// The tensors of a Hugging Face checkpoint, those of its `quantization_config` repacked by so many
@@ -52,6 +55,68 @@ pub(crate) fn from_hf(config: &Value, tensors: &Tensors, threads: usize) -> Resu
             Method::None | Method::Fp8 { .. } => Ok(Some(t.clone())),
         }
     })
+}
+
+/// Compares the shapes of a Hugging Face checkpoint's tensors, those of packed matrices too, with
+/// what its configuration calls for. No data is looked at but descriptions of a few bytes.
+///
+/// # Errors
+/// The first tensor that has another shape, with both; a `quantization_config` that is not known.
+pub(crate) fn check(json: &Value, config: &Config, names: &Names, tensors: &Tensors) -> Result<()> {
+    let method = Method::of(json)?;
+    expected::each(config, names, tensors, &mut |name, shape| {
+        let packed = match (&method, name.strip_suffix(".weight"), shape) {
+            (Method::Gptq(how), Some(stem), &[rows, cols]) => {
+                gptq::check(how, tensors, stem, [rows, cols])?
+            }
+            (Method::Awq(how), Some(stem), &[rows, cols]) => {
+                awq::check(how, tensors, stem, [rows, cols])?
+            }
+            (Method::FourBit, _, &[rows, cols]) => {
+                bitsandbytes::check_four_bit(tensors, name, [rows, cols])?
+            }
+            _ => false,
+        };
+        let Some(t) = tensors.get(name).filter(|_| !packed) else {
+            return Ok(packed);
+        };
+        check_shape(t, shape)?;
+        match (&method, name.strip_suffix(".weight")) {
+            (Method::Int8, Some(stem)) if t.dtype == Dtype::I8 => {
+                let scales = tensors.get(&format!("{stem}.SCB"));
+                scales.map_or(Ok(()), |s| counted(s, shape[0]))?;
+            }
+            _ => fp8::check(&method, tensors, t)?,
+        }
+        Ok(true)
+    })
+}
+
+/// An error unless a tensor has so many values, however they lie.
+fn counted(t: &Tensor, len: usize) -> Result<()> {
+    match t.shape.iter().product::<usize>() == len {
+        true => Ok(()),
+        false => {
+            let what = format!(
+                "has shape {:?}; {len} numbers are needed by the configuration",
+                t.shape
+            );
+            Err(wrong(&t.name, what))
+        }
+    }
+}
+
+/// The shape of a side tensor of a packed matrix, if it is there; what is missing is said later.
+fn side(tensors: &Tensors, name: &str, shape: &[usize]) -> Result<()> {
+    tensors.get(name).map_or(Ok(()), |t| check_shape(t, shape))
+}
+
+/// Whether a checkpoint has anything to repack: its configuration says so, or there are 8-bit floats.
+pub(crate) fn is_packed(config: &Value, tensors: &Tensors) -> bool {
+    config
+        .get("quantization_config")
+        .is_some_and(|q| !q.is_null())
+        || fp8::any(tensors)
 }
 
 /// How many bits a number may take when a checkpoint's matrices are repacked; `None` if the
