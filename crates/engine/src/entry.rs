@@ -17,7 +17,7 @@ use crate::line::Place;
 use crate::prefix::{Miss, Root};
 use crate::request::{Pooling, Start, Update, Want};
 use crate::scheduler::Job;
-use crate::score::{TokenLogprob, default_chunk, stage};
+use crate::score::{TokenLogprob, check_finite, default_chunk, stage};
 use crate::session::{Adaptation, Flow};
 use crate::speculate::{Drafts, Guess, Speculation, Speculator};
 
@@ -328,6 +328,9 @@ impl<'t> Entry<'t> {
                     let (got, expected) = (out.logits.len(), n * vocab);
                     if got != expected {
                         return Err(Error::LogitsShape { got, expected });
+                    }
+                    for (i, row) in out.logits.chunks_exact(vocab).enumerate() {
+                        check_finite(first - 1 + i, row)?;
                     }
                     let rows = out.logits.chunks_exact(vocab).zip(&ids[first..]);
                     found.extend(rows.map(|(row, id)| TokenLogprob::new(row, *id, *top)));

@@ -69,6 +69,19 @@ pub enum Error {
         /// NaN or +infinity.
         value: f32,
     },
+    /// A row of logits that is to be scored holds a value that is no number.
+    #[error(
+        "at position {position} the logit of token {id} is {value}, of which no likelihood can be \
+         computed: the model's weights are damaged, or too large for the way they are computed with"
+    )]
+    NotFinite {
+        /// Of the row.
+        position: usize,
+        /// The token.
+        id: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// Logit biases ban every token.
     #[error("no token is left to choose from: the logit biases ban the whole vocabulary")]
     NoCandidates,

@@ -99,7 +99,8 @@ pub type OnRow<'a> = dyn FnMut(usize, &[f32]) -> Result<Flow, Error> + 'a;
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::ContextFull`], [`Error::Cancelled`] if `on_row` stops the
-/// run, an error that it returns, and the model's.
+/// run, [`Error::NotFinite`] for a row with a value that is no number, an error that `on_row`
+/// returns, and the model's.
 pub fn score(
     session: &mut Session,
     ids: &[u32],
@@ -130,6 +131,7 @@ pub fn score_with<P: Probe>(
         let logits = session.extend(&ids[start..end], rows, probe)?;
         if rows == Rows::All {
             for (i, row) in logits.chunks_exact(vocab).enumerate() {
+                check_finite(start + i, row)?;
                 if on_row(start + i, row)? == Flow::Stop {
                     return Err(Error::Cancelled);
                 }
@@ -138,6 +140,18 @@ pub fn score_with<P: Probe>(
         start = end;
     }
     Ok(())
+}
+
+/// Refuses a row of logits of which nothing can be said: of a position, `[vocab]`.
+pub(crate) fn check_finite(position: usize, row: &[f32]) -> Result<(), Error> {
+    match row.iter().position(|l| !l.is_finite()) {
+        None => Ok(()),
+        Some(id) => Err(Error::NotFinite {
+            position,
+            id,
+            value: row[id],
+        }),
+    }
 }
 
 /// Where a chunk of `chunk` tokens at most ends that begins at `start` of `len`, and which rows it

@@ -95,3 +95,69 @@ fn there_must_be_a_token_behind_another() {
     let long = scheduler.submit(ask(&prompt(1, 65), 1, 0));
     assert!(matches!(long, Err(Error::ContextFull { needed: 65, .. })));
 }
+
+/// A model whose head has one value that is no number: nothing is said of any text.
+#[test]
+fn logits_that_are_no_numbers_are_refused() {
+    use files::{Blob, Tensor, Tensors};
+    let mut gguf = files::gguf::Gguf::open(common::path("gguf/llama3.f32.gguf")).unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let list = gguf.tensors.iter().map(|t| {
+            let mut data = t.data.to_vec();
+            if t.name == "output.weight" {
+                // The first value of token 3.
+                let at = 3 * t.shape[1] * 4;
+                data[at..at + 4].copy_from_slice(&bad.to_le_bytes());
+            }
+            Tensor::new(&t.name, t.dtype, t.shape.clone(), Blob::from_vec(data)).unwrap()
+        });
+        gguf.tensors = Tensors::new(list.collect()).unwrap();
+        let kernels = kernels::Kernels::new(kernels::Level::best(), kernels::Compute::F32, 2);
+        let weights = model::Weights::from_gguf(&gguf, kernels.unwrap().into()).unwrap();
+        let weights = std::sync::Arc::new(weights);
+        let mut session = common::session(&weights, 64);
+        let refused = |error: Error| {
+            matches!(
+                error,
+                Error::NotFinite {
+                    position: 2,
+                    id: 3,
+                    ..
+                }
+            )
+        };
+        let options = ScoreOptions {
+            from: 2,
+            chunk: None,
+        };
+        let ids = prompt(3, 40);
+        let mut row = |_: usize, _: &[f32]| Ok(Flow::Continue);
+        assert!(refused(
+            score(&mut session, &ids, options, &mut row).unwrap_err()
+        ));
+        let protocol = engine::PerplexityParams {
+            ctx: 4,
+            bos: None,
+            chunk: None,
+        };
+        let measured = engine::perplexity(
+            &mut session,
+            &ids,
+            protocol,
+            &mut |_| Ok(()),
+            &mut |_, _| Flow::Continue,
+        );
+        assert!(refused(measured.unwrap_err()));
+        // And among other requests.
+        let setup = setup("llama3");
+        let scheduler =
+            Scheduler::start(weights.clone(), setup.tokenizer.clone(), params(256, 2)).unwrap();
+        let mut replies = scheduler.submit(ask(&ids, 3, 1)).unwrap();
+        let end = std::iter::from_fn(|| replies.next_blocking()).find_map(|update| match update {
+            Update::Failed(error) => Some(error),
+            Update::Scores(found) => panic!("{found:?}"),
+            _ => None,
+        });
+        assert!(refused(end.unwrap()));
+    }
+}
