@@ -58,7 +58,7 @@ impl Loaded {
     pub fn need(&self, asked: Option<usize>) -> Need<'_> {
         Need {
             name: &self.typed,
-            path: &self.path,
+            path: Some(&self.path),
             config: &self.weights.config,
             mapped: self.weights.bytes() - self.weights.bytes_held(),
             ty: self.cache_type,

@@ -25,8 +25,8 @@ const SMALLER: [(&str, f64); 5] = [
 pub struct Need<'a> {
     /// MODEL, as it was typed.
     pub name: &'a str,
-    /// Where it lies.
-    pub path: &'a Path,
+    /// Where it lies; `None`: nowhere, it is made up.
+    pub path: Option<&'a Path>,
     pub config: &'a Config,
     /// Bytes of weights that memory has yet to hold.
     pub mapped: u64,
@@ -153,19 +153,61 @@ fn plan(need: &Need<'_>, free: u64) -> Result<usize> {
     }
     // Without any room, the smallest context that there is stands for the cache.
     let told = wanted.max(PAGE);
-    let work = bytes_to_work(config);
-    let cache = Cache::bytes_for(config, need.ty, told)?;
+    let options = |tokens: usize| Some(format!("--ctx {tokens}"));
+    let ask = Ask {
+        what: "a context",
+        tokens: told,
+        least: need.asked,
+        most: config.context,
+        options: &options,
+    };
+    Err(refusal(need, &ask, free)?)
+}
+
+/// What a verb wants to hold in a cache, and how it says that it wants less.
+pub struct Ask<'a> {
+    /// What so many tokens are, in words: `a context`.
+    pub what: &'a str,
+    /// Tokens in all.
+    pub tokens: usize,
+    /// What must fit for a proposal to be as good as what was asked for; `None`: a page will do.
+    pub least: Option<usize>,
+    /// More tokens than these are never proposed.
+    pub most: usize,
+    /// The options that ask for at most so many tokens, if any do.
+    pub options: &'a dyn Fn(usize) -> Option<String>,
+}
+
+/// Refuses what does not fit in the memory that is free, with what would.
+pub fn room(need: &Need<'_>, ask: &Ask<'_>) -> Result<()> {
+    match available_memory() {
+        Some(free) if fitting(need, need.ty, free)? < ask.tokens => Err(refusal(need, ask, free)?),
+        _ => Ok(()),
+    }
+}
+
+/// What does not fit in `free` bytes, in numbers, with the nearest that does.
+fn refusal(need: &Need<'_>, ask: &Ask<'_>, free: u64) -> Result<anyhow::Error> {
+    let work = bytes_to_work(need.config);
+    let cache = Cache::bytes_for(need.config, need.ty, ask.tokens)?;
     let all = need.mapped.saturating_add(work).saturating_add(cache);
     let what = format!(
-        "a context of {told} tokens needs {} ({} for the weights, {} for the cache, {} to work in) \
-         and {} are free",
+        "{} of {} tokens needs {} ({} for the weights, {} for the cache, {} to work in) and {} are \
+         free",
+        ask.what,
+        ask.tokens,
         size(all),
         size(need.mapped),
         size(cache),
         size(work),
         size(free)
     );
-    Err(failure(Code::Memory, what, choices(need, free)?))
+    let found = choices(need, ask, free)?;
+    let hint = match found.is_empty() {
+        true => "choose a smaller model or end other programs".into(),
+        false => found.join("; "),
+    };
+    Ok(failure(Code::Memory, what, hint))
 }
 
 /// The largest context, in whole pages, that fits with a cache of this type.
@@ -177,38 +219,34 @@ fn fitting(need: &Need<'_>, ty: KvType, free: u64) -> Result<usize> {
     }
 }
 
-/// What would fit, the nearest first: a smaller context, a smaller cache, smaller weights.
-fn choices(need: &Need<'_>, free: u64) -> Result<String> {
-    let own = need.config.context;
-    let name = quoted(need.name);
+/// What would fit, the nearest first: fewer tokens, a smaller cache, smaller weights.
+fn choices(need: &Need<'_>, ask: &Ask<'_>, free: u64) -> Result<Vec<String>> {
+    let name = match need.path {
+        Some(_) => quoted(need.name),
+        None => need.name.to_owned(),
+    };
     let command = |options: &str| match crate::env::verb().as_deref() {
         Some(verb @ ("run" | "bench")) => format!("`puna {verb} {name} {options}` fits"),
+        Some("show") => format!("`puna run {name} {options}` fits"),
         _ => format!("`{options}` fits"),
     };
     let mut found = Vec::new();
-    let fits = with_margin(fitting(need, need.ty, free)?).min(own);
-    if fits > 0 {
-        found.push(command(&format!("--ctx {fits}")));
+    let fits = with_margin(fitting(need, need.ty, free)?).min(ask.most);
+    if let Some(options) = (ask.options)(fits).filter(|_| fits > 0) {
+        found.push(command(&options));
     }
     if need.ty != KvType::Q8_0 {
         let small = with_margin(fitting(need, KvType::Q8_0, free)?);
-        let more = small.min(own) > fits;
-        let enough = need.asked.is_some_and(|asked| asked <= small);
-        if enough {
-            let asked = need.asked.unwrap_or(own);
-            found.push(command(&format!("--cache-type q8_0 --ctx {asked}")));
-        } else if more {
-            let ctx = small.min(own);
-            found.push(command(&format!("--cache-type q8_0 --ctx {ctx}")));
+        let tokens = match ask.least.filter(|least| *least <= small) {
+            Some(least) => least,
+            None => small.min(ask.most),
+        };
+        if let Some(options) = (ask.options)(tokens).filter(|_| tokens > fits) {
+            found.push(command(&format!("--cache-type q8_0 {options}")));
         }
     }
-    if let Some(smaller) = smaller(need, free)? {
-        found.push(smaller);
-    }
-    Ok(match found.is_empty() {
-        true => "choose a smaller model or end other programs".into(),
-        false => found.join("; "),
-    })
+    found.extend(smaller(need, ask, free)?);
+    Ok(found)
 }
 
 /// A word as a shell takes it.
@@ -229,11 +267,11 @@ fn with_margin(fits: usize) -> usize {
 }
 
 /// The largest smaller type in which the model and what was asked fit, as the command that makes it.
-fn smaller(need: &Need<'_>, free: u64) -> Result<Option<String>> {
-    // Those that `puna quantize` reads.
-    let is_file = files::detect(need.path).is_ok_and(|kind| kind == files::Kind::Gguf);
+fn smaller(need: &Need<'_>, ask: &Ask<'_>, free: u64) -> Result<Option<String>> {
+    // Those that `puna quantize` reads; what is made up is made up anew.
+    let is_file = |path| files::detect(path).is_ok_and(|kind| kind == files::Kind::Gguf);
     let is_plain = need.config.arch == model::Arch::Llama && need.config.experts.is_none();
-    if !(is_file || is_plain) {
+    if !(need.path.is_none_or(is_file) || is_plain) {
         return Ok(None);
     }
     let parameters = need.config.parameters();
@@ -241,7 +279,10 @@ fn smaller(need: &Need<'_>, free: u64) -> Result<Option<String>> {
         let mapped = (parameters as f64 * bits / 8.0) as u64;
         let less = Need { mapped, ..*need };
         let fits = fitting(&less, need.ty, free)?;
-        if mapped < need.mapped && fits >= need.asked.unwrap_or(PAGE).max(PAGE) {
+        if mapped < need.mapped && fits >= ask.least.unwrap_or(PAGE).max(PAGE) {
+            if need.path.is_none() {
+                return Ok(Some(format!("`--type {ty}` fits")));
+            }
             let name = &quoted(need.name);
             let stem = Path::new(need.name).file_stem().unwrap_or_default();
             let stem = stem.to_string_lossy().replace([':', ' ', '\''], "-");
@@ -281,7 +322,7 @@ mod tests {
     fn need(config: &Config, asked: Option<usize>) -> Need<'_> {
         Need {
             name: "m:latest",
-            path: Path::new("none"),
+            path: Some(Path::new("none")),
             config,
             mapped: 5 << 29,
             ty: KvType::F16,

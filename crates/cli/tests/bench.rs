@@ -159,6 +159,6 @@ fn refusals() {
         "--parallel",
         "1000000",
     ])
-    .failed(5, "memory");
+    .failed(5, "are free");
     puna(&["bench", &model, "--depth", "18446744073709551615"]).failed(2, "too many");
 }

@@ -5,6 +5,9 @@
 //! `--parallel N` both do so for N sequences. A clock around the same forward pass that answers:
 //! no sampling, no tokenizer.
 
+mod room;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,8 +18,8 @@ use model::{Batch, Cache, Chunk, Mix, PAGE, Rows, Seq, Weights};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::exit::{Code, failure, usage};
-use crate::machine::{available_memory, size};
+use crate::exit::usage;
+use crate::memory::Need;
 use crate::{load, machine, out};
 
 /// Tokens of a prompt that one pass takes.
@@ -155,6 +158,8 @@ struct Subject {
     weights: Arc<Weights>,
     adaptation: Adaptation,
     cache_type: KvType,
+    /// MODEL as it was typed, and where it lies; `None` of a shape.
+    typed: Option<(String, PathBuf)>,
 }
 
 impl Subject {
@@ -180,6 +185,7 @@ impl Subject {
                 weights: loaded.weights,
                 adaptation: loaded.adaptation,
                 cache_type: loaded.cache_type,
+                typed: Some((loaded.typed, loaded.path)),
             });
         };
         if !args.load.adapter.is_empty() || !args.load.control_vector.is_empty() {
@@ -203,19 +209,16 @@ impl Subject {
             .parse()
             .map_err(|e: model::Error| usage(e.to_string(), ""))?;
         let kernels = load::kernels(&args.load.machine)?;
-        let need = weights_of(shape.config()?.parameters(), typed);
-        if let Some(free) = available_memory().filter(|&free| need > free) {
-            let what = format!(
-                "{name} as {typed} takes about {} of memory and {} are free",
-                size(need),
-                size(free)
-            );
-            return Err(failure(
-                Code::Memory,
-                what,
-                "choose a smaller shape or type",
-            ));
-        }
+        let config = shape.config()?;
+        let need = Need {
+            name: &format!("--shape {}", shape.name),
+            path: None,
+            config: &config,
+            mapped: weights_of(config.parameters(), typed),
+            ty: load::cache_type(&args.load),
+            asked: None,
+        };
+        room::check(args, &need, &format!("--type {typed} "))?;
         let weights = model::synthesize(shape, mix, kernels)?;
         Ok(Subject {
             name: shape.name.to_owned(),
@@ -223,6 +226,7 @@ impl Subject {
             weights: Arc::new(weights),
             adaptation: Adaptation::default(),
             cache_type: load::cache_type(&args.load),
+            typed: None,
         })
     }
 }
@@ -251,11 +255,8 @@ impl<'a> Bench<'a> {
     /// A cache in which every sequence holds `--depth` tokens.
     fn new(args: &'a BenchArgs, subject: &'a Subject) -> Result<Bench<'a>> {
         let config = &subject.weights.config;
-        let too_much = || usage("--depth and --parallel ask for too many tokens", "");
-        let each = args
-            .depth
-            .checked_add(args.prompt.max(args.generate))
-            .ok_or_else(too_much)?;
+        let tokens = room::tokens(args)?;
+        let each = args.depth.saturating_add(room::longest(args));
         if each > config.context {
             tracing::warn!(
                 "{each} tokens a sequence: {} was made for {}",
@@ -263,32 +264,17 @@ impl<'a> Bench<'a> {
                 config.context
             );
         }
-        // Whole pages: sequences share none.
-        let pages = each
-            .div_ceil(PAGE)
-            .checked_mul(args.parallel)
-            .ok_or_else(too_much)?;
-        let tokens = pages.checked_mul(PAGE).ok_or_else(too_much)?;
         let weights = &subject.weights;
-        let mapped = weights.bytes() - weights.bytes_held();
-        let cache = Cache::bytes_for(config, subject.cache_type, tokens)?;
-        let work = model::bytes_to_work(config);
-        let need = cache.saturating_add(mapped).saturating_add(work);
-        if let Some(free) = available_memory().filter(|&free| need > free) {
-            let what = format!(
-                "a cache of {tokens} tokens needs {} of memory ({} for the weights, {} for the \
-                 cache, {} to work in) and {} are free",
-                size(need),
-                size(mapped),
-                size(cache),
-                size(work),
-                size(free)
-            );
-            return Err(failure(
-                Code::Memory,
-                what,
-                "lower --depth or --parallel, or try --cache-type q8_0",
-            ));
+        if let Some((name, path)) = &subject.typed {
+            let need = Need {
+                name,
+                path: Some(path),
+                config,
+                mapped: weights.bytes() - weights.bytes_held(),
+                ty: subject.cache_type,
+                asked: None,
+            };
+            room::check(args, &need, "")?;
         }
         let mut cache = Cache::new(config, subject.cache_type, tokens)?;
         let sequences = (0..args.parallel).map(|_| cache.open()).collect();

@@ -13,6 +13,7 @@ use serde::Serialize;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::args::ShowArgs;
+use crate::exit::classify;
 use crate::machine::{available_memory, size};
 use crate::memory::{Need, context};
 use crate::{load, out};
@@ -114,6 +115,16 @@ struct Plan {
     available_bytes: Option<u64>,
     /// The largest context that fits now; `None` if not even the weights do.
     context_that_fits: Option<usize>,
+    /// What a refusal says: what is needed, and the nearest that would fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<Refusal>,
+}
+
+/// Why a model cannot be run now, in the words of `puna run`.
+#[derive(Serialize)]
+struct Refusal {
+    what: String,
+    hint: Option<String>,
 }
 
 pub fn show(args: &ShowArgs) -> Result<()> {
@@ -134,6 +145,7 @@ pub fn show(args: &ShowArgs) -> Result<()> {
         let answer = serde_json::json!({ "name": found.name, "modelfile": text });
         return out::print(args.format.format, &answer, || text.trim_end().to_owned());
     }
+    load::room_to_open(&found.path)?;
     let report = look(found)?;
     out::print(args.format.format, &report, || describe(&report))
 }
@@ -301,12 +313,13 @@ fn plan(weights: &Weights, found: &Resolved) -> Result<Plan> {
     let (all, copied) = (weights.bytes(), weights.bytes_held());
     let need = Need {
         name: &found.name,
-        path: &found.path,
+        path: Some(&found.path),
         config,
         mapped: all - copied,
         ty,
         asked: None,
     };
+    let fits = context(&need);
     Ok(Plan {
         weights_bytes: all,
         weights_copied_bytes: copied,
@@ -315,7 +328,14 @@ fn plan(weights: &Weights, found: &Resolved) -> Result<Plan> {
         cache_bytes_full_context: Cache::bytes_for(config, ty, config.context)?,
         available_bytes: available_memory(),
         work_bytes: model::bytes_to_work(config),
-        context_that_fits: context(&need).ok(),
+        context_that_fits: fits.as_ref().ok().copied(),
+        refusal: fits.err().map(|error| {
+            let failure = classify(&error);
+            Refusal {
+                what: failure.what,
+                hint: failure.hint,
+            }
+        }),
     })
 }
 
@@ -443,5 +463,14 @@ fn describe(r: &Report) -> String {
         size(m.cache_bytes_full_context),
         size(m.work_bytes)
     ));
+    if let Some(refusal) = &m.refusal {
+        lines.push(format!("              {}", refusal.what));
+        lines.extend(
+            refusal
+                .hint
+                .iter()
+                .map(|hint| format!("              {hint}")),
+        );
+    }
     lines.join("\n")
 }
