@@ -165,12 +165,8 @@ impl State {
         if let Some(error) = self.unready() {
             return Err(error);
         }
-        let (result, left) = self
-            .0
-            .meter
-            .admit(&who.key, &who.quotas, self.clock().now());
-        who.request.notes().left = left;
-        result?;
+        // The room first: who finds none has used up nothing of the key's quota. It is given back
+        // if the quota refuses.
         let room = self.0.work.clone().try_acquire_owned().map_err(|_| {
             let what = format!(
                 "{} requests are being answered already",
@@ -178,6 +174,12 @@ impl State {
             );
             ApiError::new(Kind::Busy, what).retry_after(Duration::from_secs(1))
         })?;
+        let (result, left) = self
+            .0
+            .meter
+            .admit(&who.key, &who.quotas, self.clock().now());
+        who.request.notes().left = left;
+        result?;
         let mut notes = who.request.notes();
         (notes.room, notes.billed) = (Some(room), true);
         Ok(())

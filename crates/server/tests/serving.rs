@@ -191,6 +191,39 @@ fn quotas_answer_429_and_say_when() {
 }
 
 #[test]
+fn who_finds_no_room_uses_up_no_quota() {
+    let server = start(Settings {
+        max_requests: 1,
+        api_keys: server::parse_file("0123456789abcdef", 0).unwrap(),
+        ..Settings::default()
+    });
+    let quotas = Quotas {
+        rpm: Some(2),
+        ..Quotas::default()
+    };
+    let key = new_key(&server, "me", "inference", quotas);
+    let mut stream = server.connect();
+    let ask =
+        "GET /stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer 0123456789abcdef\r\n\r\n";
+    stream.write_all(ask.as_bytes()).unwrap();
+    assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+    for _ in 0..3 {
+        post(&server, &key, "{}").refused(503, "overloaded");
+    }
+    drop(stream);
+    let until = Instant::now() + Duration::from_secs(20);
+    while post(&server, "0123456789abcdef", "{}").status != 200 {
+        assert!(Instant::now() < until, "the room is not free again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // What the quota refuses gives its room back.
+    for wanted in [200, 200, 429, 429] {
+        assert_eq!(post(&server, &key, "{}").status, wanted);
+    }
+    assert_eq!(post(&server, "0123456789abcdef", "{}").status, 200);
+}
+
+#[test]
 fn usage_and_audit_are_what_happened() {
     let server = start(Settings {
         audit_content: true,
