@@ -183,7 +183,11 @@ pub(crate) async fn guard(With(state): With<State>, request: Request, next: Next
     );
     let told = match told {
         Ok(told) => told,
-        Err(error) => return error.into_response(),
+        // Its page may read why, if it may call us at all.
+        Err(error) => {
+            let origin = foreign(request.uri(), request.headers(), state.settings());
+            return tell(error.into_response(), origin);
+        }
     };
     let asks = request.method() == Method::OPTIONS
         && request
@@ -193,18 +197,36 @@ pub(crate) async fn guard(With(state): With<State>, request: Request, next: Next
         .headers()
         .get(header::ACCESS_CONTROL_REQUEST_HEADERS);
     let wanted = wanted.cloned();
-    let mut answer = match (&told, asks) {
+    let answer = match (&told, asks) {
         (Some(_), true) => allowed_methods(wanted),
         _ => next.run(request).await,
     };
+    tell(answer, told)
+}
+
+/// The origin of a request whose host and origin are right, if it is another's that was allowed.
+fn foreign(uri: &Uri, headers: &HeaderMap, settings: &Settings) -> Option<HeaderValue> {
+    let host = check_host(uri, headers, &settings.allowed_hosts).ok()?;
+    let origin = only(headers, &header::ORIGIN).ok()??;
+    let is = check_origin(origin, &host, &settings.allowed_origins)?;
+    headers.get(header::ORIGIN).filter(|_| is).cloned()
+}
+
+/// What a page may read of an answer beside its body and its usual headers.
+const EXPOSED: &str = "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+
+/// The headers of every answer; `origin` is told that it may read it.
+fn tell(mut answer: Response, origin: Option<HeaderValue>) -> Response {
     let headers = answer.headers_mut();
     headers.insert(
         header::X_CONTENT_TYPE_OPTIONS,
         HeaderValue::from_static("nosniff"),
     );
-    if let Some(origin) = told {
+    if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.append(header::VARY, HeaderValue::from_static("origin"));
+        let exposed = HeaderValue::from_static(EXPOSED);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
     answer
 }

@@ -232,3 +232,42 @@ fn no_more_than_there_is_room_for() {
     server.state.set_ready(false);
     server.get("/ready", "").refused(503, "not_ready");
 }
+
+#[test]
+fn pages_that_may_call_read_refusals_and_headers() {
+    let settings = Settings {
+        max_body: 1000,
+        allowed_origins: vec!["https://chat.example".into()],
+        ..Settings::default()
+    };
+    let server = server(settings, "");
+    let origin = "Origin: https://chat.example";
+    let allowed = |answer: &common::Answer| {
+        let of = |name: &str| answer.header(name).map(str::to_owned);
+        let told = of("access-control-allow-origin");
+        assert_eq!(told.as_deref(), Some("https://chat.example"), "{answer:?}");
+        assert_eq!(of("vary").as_deref(), Some("origin"));
+        let exposed = of("access-control-expose-headers").unwrap();
+        for name in ["x-request-id", "retry-after", "x-ratelimit-reset-tokens"] {
+            assert!(exposed.split(", ").any(|e| e == name), "{exposed}");
+        }
+    };
+    let good = server.ask("POST /echo", &[JSON, origin], "{}");
+    assert_eq!(good.status, 200);
+    allowed(&good);
+    let large = server.ask("POST /echo", &[JSON, origin], &" ".repeat(1001));
+    large.refused(413, "request_too_large");
+    allowed(&large);
+    let media = server.ask("POST /echo", &["Content-Type: text/plain", origin], "{}");
+    media.refused(415, "unsupported_media_type");
+    allowed(&media);
+    // Neither a foreign page nor a name that is none of ours is told anything.
+    for headers in [
+        [JSON, "Origin: https://evil.example", "X: y"],
+        [JSON, origin, "Host: evil.example"],
+    ] {
+        let answer = server.ask("POST /echo", &headers, "{}");
+        assert_eq!(answer.status, 403);
+        assert_eq!(answer.header("access-control-allow-origin"), None);
+    }
+}
