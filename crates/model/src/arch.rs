@@ -68,8 +68,9 @@ pub const ARCHITECTURES: [About; 3] = [
         name: "opt",
         gguf: false,
         classes: &[("OPTForCausalLM", "opt")],
-        models: "OPT (but 350M), Galactica",
-        special: "learned positions, LayerNorm, ReLU or GELU without a gate, tied head",
+        models: "OPT, Galactica",
+        special: "learned positions, LayerNorm (before attention and MLP, or behind them), ReLU or GELU without a gate, tied head, an \
+                  embedding table of another width",
         tested: "transformers (logits, hidden states, attention, greedy text)",
     },
 ];

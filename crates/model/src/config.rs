@@ -37,6 +37,8 @@ pub struct Config {
     pub rope: RopeConfig,
     /// What Llama 4 does to queries, keys and what they see.
     pub llama4: Option<Llama4>,
+    /// How an OPT differs from other OPTs.
+    pub opt: Option<Opt>,
     /// Whether q, k, v and o carry a bias.
     pub attention_bias: bool,
     /// Whether gate, up and down carry a bias.
@@ -81,6 +83,17 @@ pub struct Llama4 {
     pub qk_norm: bool,
     /// How queries that are not rotated grow with their position.
     pub temperature: Option<Temperature>,
+}
+
+/// What OPT 350M does in another way than other OPTs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opt {
+    /// Width of the embedding table; where it is not the hidden size, a matrix leads in and one out.
+    pub table: usize,
+    /// Whether norms stand behind attention and MLP instead of before them.
+    pub norm_after: bool,
+    /// Whether there is a norm at the end.
+    pub final_norm: bool,
 }
 
 /// Factor on a query at `position`: `1 + scale * ln(floor((position + 1) / floor) + 1)`.
@@ -231,6 +244,12 @@ impl Config {
         if let Some(l) = &self.llama4 {
             l.check(self.layers)?;
         }
+        if self.table() == 0 || self.table() > MAX_COUNT {
+            let n = self.table();
+            return Err(Error::Config(format!(
+                "the embedding table is {n} wide; it must be 1 to {MAX_COUNT}"
+            )));
+        }
         Ok(self)
     }
 
@@ -240,6 +259,21 @@ impl Config {
             Arch::Opt => Some(self.context),
             Arch::Llama | Arch::Llama4 => self.rope.position_limit(),
         }
+    }
+
+    /// Width of the embedding table's rows.
+    pub fn table(&self) -> usize {
+        self.opt.map_or(self.hidden, |opt| opt.table)
+    }
+
+    /// Whether norms stand behind attention and MLP.
+    pub(crate) fn norm_after(&self) -> bool {
+        self.opt.is_some_and(|opt| opt.norm_after)
+    }
+
+    /// Whether there is a norm at the end.
+    pub(crate) fn final_norm(&self) -> bool {
+        self.opt.is_none_or(|opt| opt.final_norm)
     }
 
     /// The experts of a layer, if it has any.
@@ -259,8 +293,8 @@ impl Config {
     pub(crate) fn shape_of(&self, place: Place) -> Option<(usize, usize)> {
         let (d, f) = (self.hidden, self.ffn);
         match place {
-            Place::Embed => Some((d, self.vocab)),
-            Place::Head => Some((self.vocab, d)),
+            Place::Embed => Some((self.table(), self.vocab)),
+            Place::Head => Some((self.vocab, self.table())),
             Place::Layer(layer, _) if layer >= self.layers => None,
             Place::Layer(_, Target::Q) => Some((self.q_dim(), d)),
             Place::Layer(_, Target::K | Target::V) => Some((self.kv_dim(), d)),
@@ -307,10 +341,13 @@ impl Config {
         let blocks: u128 = (0..self.layers)
             .map(|i| 2 * d * q + 2 * d * kv + mlp(i) + 2 * d)
             .sum();
-        let table = self.vocab as u128 * d;
+        let width = self.table() as u128;
+        let table = self.vocab as u128 * width;
+        let projections = if width == d { 0 } else { 2 * width * d };
         let head = if self.tied { 0 } else { table };
         let positions = if learned { self.context as u128 * d } else { 0 };
-        let all = blocks + d + table + head + positions;
+        let norm = if self.final_norm() { d } else { 0 };
+        let all = blocks + norm + table + head + positions + projections;
         u64::try_from(all).unwrap_or(u64::MAX)
     }
 }

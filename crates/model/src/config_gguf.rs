@@ -111,6 +111,7 @@ impl Config {
             activation: Activation::Silu,
             rope: rope(gguf, k, head_dim, context)?,
             llama4,
+            opt: None,
             attention_bias: bias(&["attn_q", "attn_k", "attn_v", "attn_output"]),
             mlp_bias: bias(&["ffn_gate", "ffn_up", "ffn_down"]),
             norm_affine: true,

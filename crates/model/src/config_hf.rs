@@ -69,6 +69,7 @@ impl Config {
             activation: activation(json, "hidden_act")?,
             rope: rope(json, head_dim, context)?,
             llama4: None,
+            opt: None,
             attention_bias: flag(json, "attention_bias")?.unwrap_or(false),
             mlp_bias: flag(json, "mlp_bias")?.unwrap_or(false),
             norm_affine: true,

@@ -60,6 +60,7 @@ impl Config {
             activation: activation(text, "hidden_act")?,
             rope,
             llama4: Some(attention(text, layers)?),
+            opt: None,
             attention_bias: flag(text, "attention_bias")?.unwrap_or(false),
             mlp_bias: false,
             norm_affine: true,

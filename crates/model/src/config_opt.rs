@@ -5,14 +5,12 @@ use kernels::{Activation, RopeLayout};
 use serde_json::Value;
 
 use crate::arch::Arch;
-use crate::config::{Config, RopeConfig, Scaling};
+use crate::config::{Config, Opt, RopeConfig, Scaling};
 use crate::config_hf::{activation, check_neutral, count, flag, ids, required};
 use crate::error::{Error, Result};
 
-/// Keys with the one value that is implemented: OPT 350M is the one model with others.
+/// Keys with the one value that is implemented.
 const NEUTRAL: &[(&str, Option<f64>)] = &[
-    ("_remove_final_layer_norm", Some(0.0)),
-    ("do_layer_norm_before", Some(1.0)),
     ("learned_embeddings", Some(1.0)),
     ("quantization_config", None),
     ("scale_embeddings", Some(0.0)),
@@ -31,14 +29,13 @@ impl Config {
                 "hidden_size {hidden} is not a multiple of {heads} heads"
             )));
         }
-        match count(json, "word_embed_proj_dim")? {
-            Some(n) if n != hidden => {
-                return Err(Error::NotImplemented(format!(
-                    "`word_embed_proj_dim` = {n} of config.json beside a hidden size of {hidden}"
-                )));
-            }
-            _ => {}
-        }
+        let before = flag(json, "do_layer_norm_before")?.unwrap_or(true);
+        let removed = flag(json, "_remove_final_layer_norm")?.unwrap_or(false);
+        let opt = Opt {
+            table: count(json, "word_embed_proj_dim")?.unwrap_or(hidden),
+            norm_after: !before,
+            final_norm: before && !removed,
+        };
         // Early files have the shorter name.
         let bias = flag(json, "enable_bias")?.or(flag(json, "bias")?);
         let bias = bias.unwrap_or(true);
@@ -65,6 +62,7 @@ impl Config {
                 scaling: Scaling::None,
             },
             llama4: None,
+            opt: Some(opt),
             attention_bias: bias,
             mlp_bias: bias,
             norm_affine: flag(json, "layer_norm_elementwise_affine")?.unwrap_or(true),

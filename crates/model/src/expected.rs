@@ -8,7 +8,7 @@ use files::{Tensor, Tensors};
 use crate::arch::Arch;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::names::{FUSED_EACH, FUSED_ENDS, Names, Stack};
+use crate::names::{FUSED_EACH, FUSED_ENDS, Names, OPT_PROJECT, Stack};
 use crate::weights::POSITION_OFFSET;
 
 /// Is told of a tensor by its name in the file and its shape, and says whether it is there.
@@ -27,16 +27,20 @@ pub(crate) fn each(
         prefix: names.prefix_in(tensors),
         see,
     };
-    walk.matrix(names.embed, c.vocab, c.hidden)?;
+    walk.matrix(names.embed, c.vocab, c.table())?;
+    if c.table() != c.hidden {
+        walk.matrix(OPT_PROJECT[0], c.hidden, c.table())?;
+        walk.matrix(OPT_PROJECT[1], c.table(), c.hidden)?;
+    }
     if let Some(positions) = names.positions {
         let rows = c.context.saturating_add(POSITION_OFFSET);
         walk.matrix(positions, rows, c.hidden)?;
     }
     walk.pair(names.norm, &[c.hidden], c.hidden)?;
     if !c.tied {
-        walk.matrix(names.head, c.vocab, c.hidden)?;
+        walk.matrix(names.head, c.vocab, c.table())?;
         // The head's name may go without the prefix.
-        (walk.see)(&format!("{}.weight", names.head), &[c.vocab, c.hidden])?;
+        (walk.see)(&format!("{}.weight", names.head), &[c.vocab, c.table()])?;
     }
     for i in 0..c.layers {
         if !walk.layer(c, names, i)? {

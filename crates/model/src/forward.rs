@@ -204,9 +204,18 @@ impl<'a, P: Probe> Pass<'a, P> {
             let out = &mut x[r.start * d..r.end * d];
             match &c.input {
                 Input::Tokens(ids) => {
-                    self.k.embed(self.w.embed.matrix()?, ids, out)?;
+                    let mut narrow = Workspace::new(self.narrow(ids.len()));
+                    let project = self.w.project.as_ref();
+                    let rows = match project {
+                        Some(_) => &mut narrow[..],
+                        None => &mut out[..],
+                    };
+                    self.k.embed(self.w.embed.matrix()?, ids, rows)?;
                     let mut adapters = c.adapters.iter();
-                    adapters.try_for_each(|a| a.embed(self.k, ids, out))?;
+                    adapters.try_for_each(|a| a.embed(self.k, ids, rows))?;
+                    if let Some([inward, _]) = project {
+                        multiply(self.k, &narrow, [(inward, out)])?;
+                    }
                 }
                 Input::Embeddings(rows) => out.copy_from_slice(rows),
             }
@@ -243,7 +252,7 @@ impl<'a, P: Probe> Pass<'a, P> {
         let c = &self.w.config;
         let (d, hd) = (c.hidden, c.head_dim);
         let Room { a, q, k, v, .. } = room;
-        self.norm(&layer.attn_norm, x, a);
+        self.norm_before(&layer.attn_norm, x, a);
         self.see(Site::AttnIn, i, &[d], a);
         self.project(
             i,
@@ -300,7 +309,7 @@ impl<'a, P: Probe> Pass<'a, P> {
 
     /// a = norm(x), the input of the MLP
     pub(crate) fn mlp_in(&mut self, i: usize, layer: &Layer, x: &[f32], room: &mut Room) {
-        self.norm(&layer.mlp_norm, x, &mut room.a);
+        self.norm_before(&layer.mlp_norm, x, &mut room.a);
         self.see(Site::MlpIn, i, &[self.w.config.hidden], &mut room.a);
     }
 
@@ -468,8 +477,10 @@ impl<'a, P: Probe> Pass<'a, P> {
             }
         }
         self.plan.rows = rows;
-        let mut h = vec![0.0; wanted.len()];
-        self.norm(&self.w.norm, &wanted, &mut h);
+        let mut h = wanted.clone();
+        if let Some(norm) = &self.w.norm {
+            self.norm(norm, &wanted, &mut h);
+        }
         self.see(Site::FinalNorm, 0, &[d], &mut h);
         // Without a probe, rows whose logits nobody wants are left out of the product.
         let everything = P::ON && self.probe.wants(Site::Logits, 0);
@@ -489,6 +500,8 @@ impl<'a, P: Probe> Pass<'a, P> {
             });
         }
         let mut logits = Workspace::new(input.len() / d * vocab);
+        self.outward(&mut input)?;
+        let d = self.w.config.table();
         multiply(self.k, &input, [(&self.w.head, &mut logits[..])])?;
         let mut at = 0;
         for c in self.plan.chunks.iter().filter(|c| c.logits || everything) {

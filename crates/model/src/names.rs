@@ -185,6 +185,9 @@ pub(crate) const HF_LLAMA4: Names = Names {
     ..HF
 };
 
+/// From the embedding table to the hidden size and back, in an OPT whose table has another width.
+pub(crate) const OPT_PROJECT: [&str; 2] = ["decoder.project_in", "decoder.project_out"];
+
 /// transformers' OPTForCausalLM; early files have no prefix. Whether there are biases, the tensors tell: of Galactica, paper,
 /// configurations and files do not say the same.
 pub(crate) const HF_OPT: Names = Names {

@@ -164,6 +164,7 @@ impl Shape {
                 scaling,
             },
             llama4: None,
+            opt: None,
             attention_bias: false,
             mlp_bias: false,
             norm_affine: true,
@@ -382,8 +383,9 @@ pub fn synthesize(shape: &Shape, mix: Mix, kernels: Arc<Kernels>) -> Result<Weig
     Ok(Weights {
         embed,
         positions: None,
+        project: None,
         layers,
-        norm: Norm::Rms(ones),
+        norm: Some(Norm::Rms(ones)),
         head,
         rope: config.rope.table(),
         kernels,

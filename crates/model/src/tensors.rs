@@ -12,7 +12,7 @@ use crate::arch::Arch;
 use crate::config::{Config, Experts};
 use crate::error::{Error, Result};
 use crate::expected::check_shape;
-use crate::names::{ExpertNames, FUSED_EACH, FUSED_ENDS, Names, Stack};
+use crate::names::{ExpertNames, FUSED_EACH, FUSED_ENDS, Names, OPT_PROJECT, Stack};
 use crate::weights::{Gated, Layer, Linear, Mlp, Moe, Norm};
 
 /// The tensors of a file, under the names of its format, and which of them were read.
@@ -43,9 +43,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A table of one row of hidden width for each entry.
-    pub(crate) fn table(&self, stem: &str, rows: usize) -> Result<Linear> {
-        self.linear(stem, rows, self.config.hidden, Bias::None)
+    /// A matrix without a bias: a table of one row for each entry, or a projection beside the layers.
+    pub(crate) fn table(&self, stem: &str, rows: usize, cols: usize) -> Result<Linear> {
+        self.linear(stem, rows, cols, Bias::None)
+    }
+
+    /// The matrices from the embedding table to the hidden size and back, where these are not one.
+    pub(crate) fn projections(&self) -> Result<Option<[Linear; 2]>> {
+        let (d, width) = (self.config.hidden, self.config.table());
+        if d == width {
+            return Ok(None);
+        }
+        let [inward, outward] = OPT_PROJECT;
+        Ok(Some([
+            self.table(inward, d, width)?,
+            self.table(outward, width, d)?,
+        ]))
     }
 
     /// The head. Of a model whose head is the embedding table, a second copy in the file counts as
@@ -62,10 +75,10 @@ impl<'a> Reader<'a> {
         match self.tensors.get(&bare) {
             Some(t) => {
                 self.read.borrow_mut().insert(bare);
-                check_shape(t, &[c.vocab, c.hidden])?;
-                Linear::new(storage(t)?, c.vocab, c.hidden, t.data.clone())
+                check_shape(t, &[c.vocab, c.table()])?;
+                Linear::new(storage(t)?, c.vocab, c.table(), t.data.clone())
             }
-            None => self.table(self.names.head, c.vocab),
+            None => self.table(self.names.head, c.vocab, c.table()),
         }
     }
 

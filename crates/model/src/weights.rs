@@ -107,12 +107,14 @@ pub(crate) struct Layer {
 pub struct Weights {
     /// Its shape.
     pub config: Config,
-    pub(crate) embed: Linear, // (vocab, hidden)
+    pub(crate) embed: Linear, // (vocab, table), which is hidden but in some OPTs
     /// Learned positions: the row of position p is p + 2.
     pub(crate) positions: Option<Linear>, // (context + 2, hidden)
+    /// Where the table has another width: into the first layer, and out of the last.
+    pub(crate) project: Option<[Linear; 2]>, // (hidden, table), (table, hidden)
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Norm,
-    pub(crate) head: Linear, // (vocab, hidden); the table itself when tied
+    pub(crate) norm: Option<Norm>,
+    pub(crate) head: Linear, // (vocab, table); the table itself when tied
     pub(crate) rope: Rope,
     pub(crate) kernels: Arc<Kernels>,
 }
@@ -190,20 +192,25 @@ impl Weights {
         let c = &config;
         expected::check(c, names, tensors)?;
         let reader = Reader::new(tensors, names, c);
-        let embed = reader.table(names.embed, c.vocab)?;
+        let embed = reader.table(names.embed, c.vocab, c.table())?;
         let positions = names
             .positions
-            .map(|stem| reader.table(stem, c.context.saturating_add(POSITION_OFFSET)))
+            .map(|stem| reader.table(stem, c.context.saturating_add(POSITION_OFFSET), c.hidden))
             .transpose()?;
         let layers = (0..c.layers)
             .map(|i| reader.layer(i))
             .collect::<Result<_>>()?;
-        let norm = reader.norm(names.norm)?;
+        let project = reader.projections()?;
+        let norm = c
+            .final_norm()
+            .then(|| reader.norm(names.norm))
+            .transpose()?;
         let head = reader.head(&embed)?;
         reader.refuse_the_rest()?;
         Ok(Weights {
             embed,
             positions,
+            project,
             layers,
             norm,
             head,
@@ -229,7 +236,9 @@ impl Weights {
     /// All matrices, the embedding table counted once.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let head = (!self.config.tied).then_some(&self.head);
-        let tables = [&self.embed].into_iter().chain(&self.positions).chain(head);
+        let project = self.project.iter().flatten();
+        let tables = [&self.embed].into_iter().chain(&self.positions);
+        let tables = tables.chain(project).chain(head);
         self.layers.iter().flat_map(Layer::matrices).chain(tables)
     }
 
@@ -262,7 +271,8 @@ impl Weights {
             let idle = (e.count - e.used) as u64;
             all - experts / e.count as u64 * idle
         });
-        layers.sum::<u64>() + self.head.bytes()
+        let project = self.project.iter().flatten().map(Linear::bytes);
+        layers.sum::<u64>() + project.sum::<u64>() + self.head.bytes()
     }
 
     /// The storage types of the matrices, with the bytes in each, largest first.

@@ -260,13 +260,8 @@ fn experts_of_bfloat16_are_those_of_their_floats() {
 #[test]
 fn what_would_change_opt_is_refused_by_name() {
     for (key, value, named) in [
-        ("do_layer_norm_before", json!(false), "do_layer_norm_before"),
-        (
-            "_remove_final_layer_norm",
-            json!(true),
-            "_remove_final_layer_norm",
-        ),
-        ("word_embed_proj_dim", json!(32), "word_embed_proj_dim"),
+        ("do_layer_norm_before", json!(3), "do_layer_norm_before"),
+        ("word_embed_proj_dim", json!(0), "embedding table"),
         ("scale_embeddings", json!(true), "scale_embeddings"),
         (
             "activation_function",

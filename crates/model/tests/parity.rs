@@ -230,3 +230,32 @@ fn quantised_models_match_transformers() {
         }
     }
 }
+
+/// OPT 350M's kind: norms behind attention and MLP, none at the end, a table of another width.
+#[test]
+fn opts_of_the_other_kind_match_transformers() {
+    for kind in ["after", "before"] {
+        let expected = Expected::open(&format!("../opt/{kind}/expected.safetensors"));
+        assert_eq!(expected.sequences().len(), 3, "{kind}");
+        for compute in [Compute::F32, Compute::Fast] {
+            let w = open(&format!("../opt/{kind}"), compute);
+            for s in expected.sequences() {
+                let ids = expected.ids(&format!("{s}.input_ids"));
+                for chunk in [ids.len(), 3, 1] {
+                    let mut probe = Capture::of(&[Site::Embed, Site::ResidPost]);
+                    let got = logits(&w, &ids, chunk, &mut probe);
+                    let want = expected.f32(&format!("{s}.logits"));
+                    assert_close(&format!("{kind} {s}"), &got, &want, 2e-4, 1e-4);
+                    for layer in 0..w.config.layers {
+                        let seen = match layer {
+                            0 => &probe.seen[&(Site::Embed, 0)],
+                            l => &probe.seen[&(Site::ResidPost, l - 1)],
+                        };
+                        let name = format!("{s}.hidden.{layer}");
+                        assert_close(&name, seen, &expected.f32(&name), 2e-4, 1e-4);
+                    }
+                }
+            }
+        }
+    }
+}
