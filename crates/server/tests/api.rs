@@ -147,6 +147,145 @@ fn a_beginning_in_common_is_counted() {
     assert_eq!(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 }
 
+/// A request says how urgent it is, and when it is of no use any more.
+#[test]
+fn priorities_and_time() {
+    let server = serve(512, false);
+    let chat = "/v1/chat/completions";
+    let embed = |more: Value| {
+        let mut body = json!({ "input": "One two" });
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        body
+    };
+    for fine in [
+        json!({ "priority": -100, "timeout_ms": 60_000 }),
+        json!({ "priority": 100 }),
+    ] {
+        ok(&server, chat, &conversation(fine.clone()));
+        ok(&server, "/v1/embeddings", &embed(fine));
+    }
+    for (name, value) in [
+        ("priority", json!(101)),
+        ("priority", json!("high")),
+        ("timeout_ms", json!(0)),
+    ] {
+        for (path, body) in [
+            (chat, conversation(json!({ name: value }))),
+            ("/v1/embeddings", embed(json!({ name: value }))),
+        ] {
+            let answer = post(&server, path, &body);
+            answer.refused(400, "invalid_request");
+            assert_eq!(answer.json()["error"]["param"], name, "{answer:?}");
+        }
+    }
+    // 64 answers of 480 tokens take longer than a millisecond.
+    let long = json!({
+        "prompt": vec!["One two three"; 64], "max_tokens": 480, "ignore_eos": true, "timeout_ms": 1,
+    });
+    let late = post(&server, "/v1/completions", &long);
+    assert_eq!(late.status, 408, "{late:?}");
+    assert!(late.body.contains("deadline"), "{late:?}");
+    ok(&server, chat, &conversation(json!({})));
+}
+
+/// The words of other servers for seeds and biases.
+#[test]
+fn seeds_and_biases_of_others() {
+    let server = serve(512, false);
+    let ask = |more: Value| {
+        let answer = ok(&server, "/v1/chat/completions", &conversation(more));
+        answer["choices"][0]["message"]["content"].clone()
+    };
+    let drawn = || ask(json!({ "temperature": 2, "seed": -1, "max_completion_tokens": 40 }));
+    assert!(drawn() != drawn(), "-1 is drawn");
+    let forced = ask(json!({ "logit_bias": { "65": 10_000 } }));
+    assert_eq!(forced, ask(json!({ "logit_bias": [[65, 10_000]] })));
+    let other = ask(json!({ "logit_bias": [[65, false], [66, 9000]] }));
+    assert!(forced != other);
+    let body = conversation(
+        json!({ "logit_bias": [[65, 10_000]], "stop_token_ids": [65], "ignore_eos": false }),
+    );
+    let ended = ok(&server, "/v1/chat/completions", &body);
+    assert_eq!(ended["choices"][0]["finish_reason"], "stop", "{ended}");
+    let wrong = post(
+        &server,
+        "/v1/chat/completions",
+        &conversation(json!({ "logit_bias": [[65]] })),
+    );
+    wrong.refused(400, "invalid_request");
+    assert!(wrong.body.contains("list of pairs"), "{wrong:?}");
+}
+
+/// What nobody knows is refused by strict servers on every route, but for null.
+#[test]
+fn strict_routes() {
+    let server = serve(512, true);
+    for (path, body) in [
+        ("/tokenize", json!({ "content": "One" })),
+        ("/detokenize", json!({ "tokens": [5] })),
+        (
+            "/apply-template",
+            json!({ "messages": [{ "role": "user", "content": "Hi" }] }),
+        ),
+        ("/v1/embeddings", json!({ "input": "One" })),
+        (
+            "/v1/rerank",
+            json!({ "query": "One", "documents": ["Two"] }),
+        ),
+        ("/v1/completions", json!({ "prompt": "One" })),
+    ] {
+        let mut with = body.clone();
+        with["unheard_of"] = Value::Null;
+        ok(&server, path, &with);
+        let long = "x".repeat(5000);
+        for name in ["unheard_of", &long] {
+            let mut with = body.clone();
+            with[name] = json!(1);
+            let answer = post(&server, path, &with);
+            answer.refused(400, "invalid_request");
+            assert!(
+                answer.body.contains("unknown") && answer.body.len() < 1000,
+                "{answer:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn templates_get_what_is_sent_along() {
+    let mut model = tiny(128);
+    let source = "{{ messages[0].content }}|{{ tools[0].name if tools else 'none' }}|{{ mood }}\
+        |{{ add_generation_prompt }}";
+    model.template = Some(text::ChatTemplate::new(source, "", "").unwrap());
+    let server = serve_models(vec![model], false, common::logged().0);
+    let ask = |more: Value| {
+        let mut body = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        post(&server, "/apply-template", &body)
+    };
+    let prompt = |more| ask(more).json()["prompt"].as_str().unwrap().to_lowercase();
+    assert_eq!(prompt(json!({})), "hi|none||true");
+    let all = json!({
+        "tools": [{ "name": "look" }], "chat_template_kwargs": { "mood": "fine" },
+        "add_generation_prompt": false,
+    });
+    assert_eq!(prompt(all), "hi|look|fine|false");
+    for name in [
+        "tools",
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "chat_template",
+    ] {
+        let answer = ask(json!({ name: 5 }));
+        answer.refused(400, "invalid_request");
+        assert_eq!(answer.json()["error"]["param"], name);
+    }
+}
+
 #[test]
 fn what_is_refused_names_itself() {
     let server = serve(128, false);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::adapters::Chosen;
-use super::params::Asked;
+use super::params::{Asked, priority};
 use super::{Call, Model};
 use crate::error::{ApiError, Kind};
 use crate::metrics::Metric;
@@ -252,6 +252,7 @@ pub(crate) fn submit(
 ) -> Result<Vec<Choice>, ApiError> {
     few(prompts.len(), asked.n)?;
     let (mut held, limits) = hold(call, model, prompts, asked)?;
+    let (priority, deadline) = (priority(call)?, call.deadline()?);
     let mut choices = Vec::new();
     for (prompt, limit) in prompts.iter().zip(limits) {
         for choice in 0..asked.n {
@@ -264,7 +265,8 @@ pub(crate) fn submit(
                 prompt: prompt.clone(),
                 want: Want::Answer(Box::new(params)),
                 root: root(call, &asked.chosen, &asked.salt),
-                ..Request::default()
+                priority,
+                deadline,
             })?;
             let bill = if choice == 0 { prompt.len() as u64 } else { 0 };
             let mut tally = tally(call, model, &asked.chosen);
@@ -321,6 +323,7 @@ pub(crate) async fn each(
         // Before any of them runs.
         return Err(engine::Error::ContextFull { needed, context }.into());
     }
+    let (priority, deadline) = (priority(call)?, call.deadline()?);
     let tokens: usize = jobs.iter().map(|(prompt, _)| prompt.len()).sum();
     let mut held = call.state.hold(&call.who, tokens as u64, tokens as u64)?;
     let (mut jobs, mut running, mut done) = (jobs.into_iter(), VecDeque::new(), Vec::new());
@@ -333,7 +336,8 @@ pub(crate) async fn each(
                 prompt,
                 want,
                 root: root(call, chosen, ""),
-                ..Request::default()
+                priority,
+                deadline,
             })?;
             let mut tally = tally(call, model, chosen);
             tally.held = Some(held.part(tokens));

@@ -8,6 +8,7 @@ use engine::{Pooling, Update, Want};
 use serde_json::{Value, json};
 
 use super::adapters::{self, Chosen};
+use super::params::{given, known};
 use super::{Call, Model, aside, ask, completions, invalid};
 use crate::error::ApiError;
 
@@ -18,29 +19,11 @@ const POOLINGS: [(&str, Pooling); 3] = [
     ("cls", Pooling::Cls),
 ];
 
-/// What a body may say.
-const NAMES: [&str; 10] = [
-    "model",
-    "keep_alive",
-    "input",
-    "pooling",
-    "normalize",
-    "encoding_format",
-    "dimensions",
-    "user",
-    "adapters",
-    "lora",
-];
-
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
+    known(&call, "/v1/embeddings")?;
     let model = call.model().await?;
     let body = &call.body;
-    let given = |name: &str| body.get(name).filter(|v| !v.is_null());
-    for name in body.keys() {
-        if call.served.strict && !NAMES.contains(&name.as_str()) {
-            return Err(invalid(name, "is unknown, and this server is strict"));
-        }
-    }
+    let given = |name: &str| given(body, name);
     let hidden = model.scheduler.weights().config.hidden;
     if given("dimensions").is_some_and(|d| *d != hidden) {
         let what = format!("can only be {hidden}: this model's vectors have no shorter form");

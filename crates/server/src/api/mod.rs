@@ -23,6 +23,7 @@ mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Path, State as With};
@@ -109,20 +110,32 @@ struct Call {
     state: State,
     who: Principal,
     body: Body,
+    /// When it was read.
+    began: Instant,
 }
 
 impl Call {
     /// The model that the body names, loaded. It stays until the request has ended.
     async fn model(&self) -> Result<Arc<Model>, ApiError> {
-        let lease = self.served.of(&self.body, self.keeps()).await?;
+        let lease = self.served.of(&self.body, self.keeps());
+        let lease = match self.deadline()? {
+            None => lease.await?,
+            Some(end) => tokio::time::timeout_at(end.into(), lease)
+                .await
+                .map_err(|_| engine::Error::Deadline)??,
+        };
         let model = lease.model.clone();
         self.who.request.notes().lease = Some(lease);
         Ok(model)
     }
-}
 
-impl Call {
-    /// Whether its `keep_alive` counts: one key's would bind all others.
+    /// When it is of no use any more.
+    fn deadline(&self) -> Result<Option<Instant>, ApiError> {
+        let most = params::timeout(&self.body)?;
+        Ok(most.and_then(|most| self.began.checked_add(most)))
+    }
+
+    /// Whether its `keep_alive` and its priority count: one key's would bind all others.
     fn keeps(&self) -> bool {
         let open = self.state.settings().no_auth || *self.who.key == *LOCAL;
         open || self.who.may(Scope::Admin)
@@ -148,6 +161,8 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ),
     ("/v1/embeddings", "adapters", ADAPTERS),
     ("/v1/embeddings", "lora", "The same"),
+    ("/v1/embeddings", "priority", table::PRIORITY),
+    ("/v1/embeddings", "timeout_ms", table::TIMEOUT),
     ("/v1/embeddings", "user", "Not looked at"),
     ("/tokenize", "model", MODEL),
     ("/tokenize", "keep_alive", KEEP_ALIVE),
@@ -165,6 +180,21 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("/apply-template", "model", MODEL),
     ("/apply-template", "keep_alive", KEEP_ALIVE),
     ("/apply-template", "messages", "The conversation"),
+    (
+        "/apply-template",
+        "tools",
+        "Tools, as the template takes them",
+    ),
+    (
+        "/apply-template",
+        "chat_template_kwargs",
+        "Further variables of the template",
+    ),
+    (
+        "/apply-template",
+        "add_generation_prompt",
+        "Whether the assistant's turn is opened [default: true]",
+    ),
 ];
 const MODEL: &str = "The model's name; left out: the only one, or with --on-demand the first";
 const KEEP_ALIVE: &str = "How long the model stays loaded afterwards, with --on-demand; where keys are demanded, an admin's";
@@ -320,7 +350,7 @@ where
     let handler = move |With(state): With<State>,
                         Extension(who): Extension<Principal>,
                         Json(mut body): Json<Body>| {
-        let (served, answer) = (served.clone(), answer.clone());
+        let (served, answer, began) = (served.clone(), answer.clone(), Instant::now());
         async move {
             if access == Access::Needs(Scope::Inference) {
                 adapters::unfold(&served, &mut body).await?;
@@ -330,6 +360,7 @@ where
                 state,
                 who,
                 body,
+                began,
             };
             answer(call).await
         }

@@ -1,14 +1,16 @@
-//! A request's parameters, read as the [`super::table`] says. A name that is not in it is logged,
-//! and refused if the server is strict; `null` is the same as leaving a name out.
+//! A request's parameters, read as the [`super::table`] says, or as the fields of the routes that it
+//! does not describe. A name that is in neither is logged, and refused if the server is strict;
+//! `null` is the same as leaving a name out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{GenerateParams, SamplerParams, Speculation};
 use serde_json::Value;
 
 use super::adapters::{self, Chosen};
 use super::table::{On, PARAMS, Treat, count, strings};
-use super::{Body, Model, Served, invalid};
+use super::{Body, Call, Model, Served, invalid};
 use crate::error::{ApiError, Kind};
 
 /// Most answers to one prompt, stop strings, and bytes of a salt.
@@ -75,11 +77,11 @@ impl Asked {
         };
         let mut unknown = Vec::new();
         for (name, value) in body.iter().filter(|(_, v)| !v.is_null()) {
-            if !check(served, &mut sampler, name, value, route)? {
-                unknown.push(name.chars().take(64).collect::<String>());
+            if !check(&mut sampler, name, value, route)? {
+                unknown.push(name.as_str());
             }
         }
-        say_unknown(&unknown);
+        say_unknown(served, &unknown)?;
         let options = given(body, "stream_options").map(|v| {
             let options = v.as_object();
             options.ok_or_else(|| invalid("stream_options", "must be an object"))
@@ -99,7 +101,7 @@ impl Asked {
                 max_tokens: max_tokens(model, body, route)?,
                 stop: stops(body)?.unwrap_or_else(|| model.stop.clone()),
                 logprobs: logprobs(body, route)?,
-                eog: model.eog.clone(),
+                eog: [model.eog.clone(), stop_ids(body)?].concat(),
                 ignore_eos: flag(body, "ignore_eos")?,
                 speculate: speculation(model.speculation, model.scheduler.drafts(), body)?,
                 ..GenerateParams::default()
@@ -114,12 +116,57 @@ impl Asked {
     }
 }
 
-/// One line for all that a request says and nobody knows.
-pub(crate) fn say_unknown(names: &[String]) {
-    if !names.is_empty() {
-        let (count, some) = (names.len(), &names[..names.len().min(8)]);
-        tracing::warn!("a request says {count} things that are unknown: {some:?}");
+/// One line for all that a request says and nobody knows, or a refusal if the server is strict.
+fn say_unknown(served: &Served, names: &[&str]) -> Result<(), ApiError> {
+    let short = |name: &&str| name.chars().take(64).collect::<String>();
+    let some: Vec<String> = names.iter().take(8).map(short).collect();
+    match some.first() {
+        None => Ok(()),
+        Some(name) if served.strict => Err(invalid(name, "is unknown, and this server is strict")),
+        Some(_) => {
+            let count = names.len();
+            tracing::warn!("a request says {count} things that are unknown: {some:?}");
+            Ok(())
+        }
     }
+}
+
+/// Says or refuses what the body of a route has beside its fields ([`super::fields`]).
+pub(crate) fn known(call: &Call, path: &str) -> Result<(), ApiError> {
+    let fields = super::fields(path);
+    let said = call.body.iter().filter(|(_, v)| !v.is_null());
+    let unknown = said.filter(|(name, _)| fields.iter().all(|(field, _)| field != name));
+    let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
+    say_unknown(&call.served, &names)
+}
+
+/// Highest and lowest priority of a request, and its longest time, in milliseconds.
+const PRIORITY: i64 = 100;
+const LONGEST: usize = 24 * 3600 * 1000;
+
+/// The priority that a request asks for. One key's would hold up all others: above the usual it
+/// takes an admin.
+pub(crate) fn priority(call: &Call) -> Result<i8, ApiError> {
+    let Some(value) = given(&call.body, "priority") else {
+        return Ok(0);
+    };
+    let asked = value.as_i64().filter(|p| p.abs() <= PRIORITY);
+    let asked = asked.and_then(|p| i8::try_from(p).ok());
+    let asked = asked.ok_or_else(|| {
+        let what = format!("is {value}, but must be a whole number from -{PRIORITY} to {PRIORITY}");
+        invalid("priority", &what)
+    })?;
+    if asked > 0 && !call.keeps() {
+        let what = "a priority above 0 needs a key with the scope admin";
+        return Err(ApiError::new(Kind::Scope, what).param("priority"));
+    }
+    Ok(asked)
+}
+
+/// How long a request may take.
+pub(crate) fn timeout(body: &Body) -> Result<Option<Duration>, ApiError> {
+    let most = number(body, "timeout_ms", 1, LONGEST)?;
+    Ok(most.map(|ms| Duration::from_millis(ms as u64)))
 }
 
 fn drawn() -> u64 {
@@ -128,7 +175,6 @@ fn drawn() -> u64 {
 
 /// Does with one name what the table says; false if it is unknown.
 fn check(
-    served: &Served,
     sampler: &mut SamplerParams,
     name: &str,
     value: &Value,
@@ -139,18 +185,14 @@ fn check(
         .find(|(n, on, ..)| *n == name && on.knows(route));
     match found.map(|(_, _, treat, about)| (treat, about)) {
         Some((Treat::Honoured | Treat::Accepted, _)) => Ok(true),
-        Some((Treat::Sampler(set), _)) => {
+        Some((Treat::Sampler(set), about)) => {
             let set = set(sampler, value).map(|()| true);
-            set.ok_or_else(|| invalid(name, "has a value of the wrong kind"))
+            set.ok_or_else(|| invalid(name, &format!("has a value of the wrong kind: {about}")))
         }
         Some((Treat::Refused(neutral), _)) if neutral(value) => Ok(true),
         Some((Treat::Refused(_), about)) => {
             let what = format!("{name} is not supported: {about}");
             Err(ApiError::new(Kind::Invalid, what).param(name))
-        }
-        None if served.strict => {
-            let name: String = name.chars().take(64).collect();
-            Err(invalid(&name, "is unknown, and this server is strict"))
         }
         None => Ok(false),
     }
@@ -223,6 +265,19 @@ fn stops(body: &Body) -> Result<Option<Vec<String>>, ApiError> {
         let what = "must be a text, or up to 16 texts, of 1 to 256 bytes each";
         invalid("stop", what)
     })
+}
+
+/// Most tokens that may end an answer.
+const MOST_STOP_IDS: usize = 64;
+
+fn stop_ids(body: &Body) -> Result<Vec<u32>, ApiError> {
+    let Some(value) = given(body, "stop_token_ids") else {
+        return Ok(Vec::new());
+    };
+    let list = value.as_array().filter(|l| l.len() <= MOST_STOP_IDS);
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = list.and_then(|l| l.iter().map(id).collect());
+    ids.ok_or_else(|| invalid("stop_token_ids", "must be a list of up to 64 token ids"))
 }
 
 fn logprobs(body: &Body, route: On) -> Result<Option<usize>, ApiError> {

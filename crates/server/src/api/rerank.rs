@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use text::Special;
 
 use super::adapters::{self, Chosen};
-use super::params::{flag, given, number, say_unknown};
+use super::params::{flag, given, known, number};
 use super::{Call, Model, aside, ask, embeddings, invalid};
 use crate::error::{ApiError, Kind};
 
@@ -44,6 +44,8 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     (PATH, "method", "embeddings (default) or likelihood"),
     (PATH, "adapters", super::ADAPTERS),
     (PATH, "lora", "The same"),
+    (PATH, "priority", super::table::PRIORITY),
+    (PATH, "timeout_ms", super::table::TIMEOUT),
     (PATH, "user", "Not looked at"),
 ];
 
@@ -70,9 +72,9 @@ const METHODS: [(&str, Method); 2] = [
 ];
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
+    check(&call)?;
     let model = call.model().await?;
     let body = &call.body;
-    check(&call)?;
     let method = match given(body, "method") {
         None => Method::Embeddings,
         Some(v) => {
@@ -125,24 +127,14 @@ pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
 
 /// Refuses what would change the result and is not done; says or refuses what is unknown.
 fn check(call: &Call) -> Result<(), ApiError> {
-    let mut unknown = Vec::new();
-    for name in call.body.keys() {
-        if REFUSED.contains(&name.as_str()) && given(&call.body, name).is_some() {
-            return Err(invalid(
-                name,
-                "is not supported: each document is read whole",
-            ));
-        }
-        if FIELDS.iter().all(|(_, known, _)| known != name) {
-            let name: String = name.chars().take(64).collect();
-            if call.served.strict {
-                return Err(invalid(&name, "is unknown, and this server is strict"));
-            }
-            unknown.push(name);
-        }
+    let mut refused = REFUSED.iter().filter(|n| given(&call.body, n).is_some());
+    match refused.next() {
+        Some(name) => Err(invalid(
+            name,
+            "is not supported: each document is read whole",
+        )),
+        None => known(call, PATH),
     }
-    say_unknown(&unknown);
-    Ok(())
 }
 
 fn documents(value: Option<&Value>) -> Result<Vec<String>, ApiError> {

@@ -92,16 +92,36 @@ const LARGEST_BIAS: f32 = 1e4;
 
 /// Each token once: `5` and `05` are the same.
 fn biases(v: &Value) -> Option<Vec<(u32, f32)>> {
-    let list = v.as_object().filter(|list| list.len() <= MOST_BIASES)?;
-    let pair = |(id, bias): (&String, &Value)| Some((id.parse().ok()?, real(bias)?));
-    let found: BTreeMap<u32, f32> = list.iter().map(pair).collect::<Option<_>>()?;
+    // llama.cpp's `false` bans a token.
+    let bias = |v: &Value| match v {
+        Value::Bool(false) => Some(-LARGEST_BIAS),
+        v => real(v),
+    };
+    let pairs: Option<Vec<(u32, f32)>> = match v {
+        Value::Object(list) => { list.iter() }
+            .map(|(id, v)| Some((id.parse().ok()?, bias(v)?)))
+            .collect(),
+        Value::Array(list) => { list.iter() }
+            .map(|pair| match pair.as_array()?.as_slice() {
+                [id, v] => Some((id.as_u64()?.try_into().ok()?, bias(v)?)),
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    };
+    let pairs = pairs.filter(|list| list.len() <= MOST_BIASES)?;
+    let found: BTreeMap<u32, f32> = pairs.iter().copied().collect();
     let sound = found.values().all(|bias| bias.abs() <= LARGEST_BIAS);
-    (sound && found.len() == list.len()).then(|| found.into_iter().collect())
+    (sound && found.len() == pairs.len()).then(|| found.into_iter().collect())
 }
 
-/// A seed of any sign, as clients send them.
-fn seed(v: &Value) -> Option<u64> {
-    v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned))
+/// A seed of any sign, as clients send them; -1 is llama.cpp's word for one that is drawn.
+fn seed(p: &mut SamplerParams, v: &Value) -> Option<()> {
+    match v.as_i64() {
+        Some(-1) => Some(()),
+        Some(seed) => put(&mut p.seed, Some(seed.cast_unsigned())),
+        None => put(&mut p.seed, v.as_u64()),
+    }
 }
 
 /// mirostat's version
@@ -119,6 +139,18 @@ fn is_false(v: &Value) -> bool {
 
 fn is_empty(v: &Value) -> bool {
     v.as_array().is_some_and(Vec::is_empty)
+}
+
+fn is_true(v: &Value) -> bool {
+    *v == Value::Bool(true)
+}
+
+fn is_zero(v: &Value) -> bool {
+    *v == 0
+}
+
+fn is_negative(v: &Value) -> bool {
+    v.as_f64().is_some_and(|x| x < 0.0)
 }
 
 fn is_plain_text(v: &Value) -> bool {
@@ -139,6 +171,9 @@ macro_rules! sampler {
         )
     };
 }
+
+pub(super) const PRIORITY: &str = "-100 to 100: of those who wait, higher goes first, and who waits long rises [default: 0]; where keys are demanded, above 0 takes the scope admin";
+pub(super) const TIMEOUT: &str = "After so many milliseconds the request ends with status 408, or, in a stream, with an error [default: never]";
 
 /// A line of [`PARAMS`]: name, routes, what becomes of it, and that for people.
 pub type Param = (&'static str, On, Treat, &'static str);
@@ -239,7 +274,15 @@ pub const PARAMS: &[Param] = &[
         Honoured,
         "Rivals of each token, 0 to 20",
     ),
+    (
+        "stop_token_ids",
+        All,
+        Honoured,
+        "vLLM's; up to 64 token ids that end the answer as well",
+    ),
     ("ignore_eos", All, Honoured, "Never end by a token"),
+    ("priority", All, Honoured, PRIORITY),
+    ("timeout_ms", All, Honoured, TIMEOUT),
     (
         "cache_salt",
         All,
@@ -307,15 +350,16 @@ pub const PARAMS: &[Param] = &[
     sampler!(mirostat, small, "0: off; 1, 2: mirostat of that version"),
     sampler!(mirostat_tau, real, "Its target surprise"),
     sampler!(mirostat_eta, real, "Its learning rate"),
-    sampler!(
-        seed,
-        seed,
-        "The same seed gives the same answer [default: drawn]"
+    (
+        "seed",
+        All,
+        Sampler(seed),
+        "The same seed gives the same answer [default, and -1: the server's, else drawn]",
     ),
     sampler!(
         logit_bias,
         biases,
-        "Token ids with what is added to their logits"
+        "Up to 1024 token ids with what is added to their logits, -10000 to 10000, as an object or as a list of pairs; llama.cpp's `false` bans a token"
     ),
     ("user", All, Accepted, "Not looked at"),
     ("safety_identifier", All, Accepted, "Not looked at"),
@@ -334,6 +378,24 @@ pub const PARAMS: &[Param] = &[
         "Beginnings stay while there is room",
     ),
     ("id_slot", All, Accepted, "There are no slots"),
+    (
+        "n_keep",
+        All,
+        Accepted,
+        "llama.cpp's; contexts are never shifted",
+    ),
+    (
+        "n_discard",
+        All,
+        Accepted,
+        "llama.cpp's; contexts are never shifted",
+    ),
+    (
+        "n_cache_reuse",
+        All,
+        Accepted,
+        "llama.cpp's; only whole beginnings are shared",
+    ),
     ("store", Chat, Accepted, "Answers are not stored"),
     (
         "cache_prompt",
@@ -424,13 +486,79 @@ pub const PARAMS: &[Param] = &[
     (
         "n_probs",
         All,
-        Refused(|v| *v == 0),
+        Refused(is_zero),
         "Ask for `logprobs`, where the route has them",
+    ),
+    (
+        "samplers",
+        All,
+        Refused(is_empty),
+        "llama.cpp's; samplers act in its usual order",
+    ),
+    (
+        "adaptive_target",
+        All,
+        Refused(is_negative),
+        "llama.cpp's adaptive-p is not in this release",
+    ),
+    (
+        "t_max_predict_ms",
+        All,
+        Refused(|v| is_zero(v) || is_negative(v)),
+        "llama.cpp's; an answer is not cut by the clock: `timeout_ms` ends a request",
+    ),
+    (
+        "n_indent",
+        All,
+        Refused(is_zero),
+        "llama.cpp's; lines are not looked at",
+    ),
+    (
+        "bad_words",
+        Both,
+        Refused(is_empty),
+        "vLLM's; `logit_bias` bans tokens",
+    ),
+    (
+        "allowed_token_ids",
+        Both,
+        Refused(never),
+        "vLLM's; `logit_bias` prefers tokens",
+    ),
+    (
+        "use_beam_search",
+        Both,
+        Refused(is_false),
+        "Answers are sampled",
+    ),
+    (
+        "length_penalty",
+        Both,
+        Refused(|v| v.as_f64() == Some(1.0)),
+        "vLLM's, of beams; answers are sampled",
+    ),
+    (
+        "include_stop_str_in_output",
+        Both,
+        Refused(is_false),
+        "vLLM's; what ends an answer is no part of it",
+    ),
+    (
+        "skip_special_tokens",
+        Both,
+        Refused(is_true),
+        "vLLM's; answers are texts without special tokens",
+    ),
+    (
+        "prompt_logprobs",
+        Both,
+        Refused(never),
+        "vLLM's; completions have `echo` with `logprobs`",
     ),
     (
         "min_tokens",
         All,
-        Refused(|v| *v == 0),
+        Refused(is_zero),
         "Ends are not put off; `ignore_eos` ends by no token at all",
     ),
     (
@@ -478,7 +606,7 @@ pub const PARAMS: &[Param] = &[
     (
         "add_generation_prompt",
         Chat,
-        Refused(|v| *v == true),
+        Refused(is_true),
         "The assistant's turn is always opened",
     ),
     (

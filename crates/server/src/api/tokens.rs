@@ -2,25 +2,22 @@
 
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use text::Special;
+use text::{RenderOptions, Special};
 
-use super::chat::{messages, options, template};
+use super::chat::{messages, template};
+use super::params::{flag, given, known};
 use super::{Call, aside, invalid};
 use crate::error::ApiError;
 
 /// Texts are taken as texts: none becomes a special token unless `parse_special` says so.
 pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
+    known(&call, "/tokenize")?;
     let model = call.model().await?;
     let text = call.body.get("content").and_then(Value::as_str);
     let text = text
         .ok_or_else(|| invalid("content", "must be a text"))?
         .to_owned();
-    let flag = |name: &str| match call.body.get(name) {
-        None | Some(Value::Null) => Ok(false),
-        Some(v) => v
-            .as_bool()
-            .ok_or_else(|| invalid(name, "must be true or false")),
-    };
+    let flag = |name| flag(&call.body, name);
     let (bos, pieces) = (flag("add_special")?, flag("with_pieces")?);
     let special = match flag("parse_special")? {
         true => Special::Parse,
@@ -48,6 +45,7 @@ pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
 }
 
 pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
+    known(&call, "/detokenize")?;
     let model = call.model().await?;
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids = call.body.get("tokens").and_then(Value::as_array);
@@ -60,8 +58,33 @@ pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
 
 /// The conversation as the model reads it.
 pub(crate) async fn apply_template(call: Call) -> Result<Response, ApiError> {
+    if given(&call.body, "chat_template").is_some() {
+        return Err(invalid(
+            "chat_template",
+            "cannot be sent: the template is the model's",
+        ));
+    }
+    known(&call, "/apply-template")?;
     let model = call.model().await?;
     let messages = model.opened(messages(&call.body)?);
-    let prompt = aside(move || Ok(template(&model)?.render(&messages, &options())?));
+    let mut options = RenderOptions::default();
+    if let Some(tools) = given(&call.body, "tools") {
+        let is_list = tools
+            .as_array()
+            .is_some_and(|l| l.iter().all(Value::is_object));
+        if !is_list {
+            return Err(invalid("tools", "must be a list of objects"));
+        }
+        options.tools = Some(tools.clone()).filter(|t| *t != json!([]));
+    }
+    if let Some(vars) = given(&call.body, "chat_template_kwargs") {
+        let vars = vars.as_object();
+        let vars = vars.ok_or_else(|| invalid("chat_template_kwargs", "must be an object"))?;
+        options.vars = vars.clone();
+    }
+    if given(&call.body, "add_generation_prompt").is_some() {
+        options.add_generation_prompt = flag(&call.body, "add_generation_prompt")?;
+    }
+    let prompt = aside(move || Ok(template(&model)?.render(&messages, &options)?));
     Ok(axum::Json(json!({ "prompt": prompt.await? })).into_response())
 }
