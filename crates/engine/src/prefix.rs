@@ -3,6 +3,7 @@
 //! A tree of blocks of [`PAGE`] tokens. Its roots are what else shapes keys and values, and whom
 //! they belong to ([`Root`]); below a root, the way to a block spells all tokens up to its end. So
 //! a block is found by everything that shaped it, compared in full: no hash decides what is shared.
+//! Where a beginning is shared by all scopes, each scope's own tree starts at the end of it.
 //! (What shapes all sequences of a scheduler alike, as weights, cache type and compute mode, needs
 //! no place here: the tree lives and dies with them.)
 //!
@@ -13,6 +14,7 @@
 //!
 //! Knows tokens and blocks of one [`Cache`]. Must not know requests.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -34,6 +36,43 @@ pub struct Root {
     pub salt: String,
     /// Adapters and control vectors in use.
     pub adaptation: Adaptation,
+    /// So many tokens of the beginning, in whole blocks, are shared with all scopes that say so of
+    /// the same tokens; what follows is the scope's own.
+    pub common: usize,
+}
+
+impl Root {
+    /// Blocks that are shared with other scopes.
+    fn blocks(&self) -> usize {
+        self.common / PAGE
+    }
+
+    /// The root of its first block.
+    fn first(&self) -> Cow<'_, Root> {
+        match (self.common, self.blocks()) {
+            (0, _) => Cow::Borrowed(self),
+            (_, 0) => Cow::Owned(Root {
+                common: 0,
+                ..self.clone()
+            }),
+            _ => Cow::Owned(Root {
+                scope: String::new(),
+                common: PAGE,
+                ..self.clone()
+            }),
+        }
+    }
+
+    /// Tokens that may be shared with another's sequences, at most.
+    pub(crate) fn with(&self, other: &Root) -> usize {
+        if self.first() != other.first() {
+            return 0;
+        }
+        match self.blocks() == other.blocks() && self.scope == other.scope {
+            true => usize::MAX,
+            false => self.blocks().min(other.blocks()) * PAGE,
+        }
+    }
 }
 
 /// Why the rest of a prompt had to be read.
@@ -74,12 +113,14 @@ type Id = u64;
 
 #[derive(Debug)]
 struct Node {
-    /// `None`: a root.
+    /// `None`: a root, or where a scope's own blocks start behind common ones.
     block: Option<Block>,
     /// The node before it, and this one's tokens.
     parent: Id,
     tokens: Box<[u32]>,
     children: BTreeMap<Box<[u32]>, Id>,
+    /// Where the blocks of each scope start that this is the last common block of.
+    own: BTreeMap<String, Id>,
     /// When it was last of use.
     used: u64,
     /// Of everything from the root on; only to remember what went.
@@ -96,6 +137,8 @@ const REMEMBERED: usize = 1 << 14;
 pub(crate) struct Prefixes {
     roots: HashMap<Root, Id>,
     nodes: HashMap<Id, Node>,
+    /// Nodes with a block.
+    blocks: usize,
     next: Id,
     now: u64,
     hashes: RandomState,
@@ -133,7 +176,14 @@ impl Folder {
                 length.into_iter().chain(word.bytes()).collect::<Vec<u8>>()
             })
             .collect();
-        Some(block_file::keyed(self.spill.secret(), &[b"root", &spelled]))
+        let kind: &[u8] = if root.common > 0 { b"common" } else { b"root" };
+        Some(block_file::keyed(self.spill.secret(), &[kind, &spelled]))
+    }
+
+    /// The name of what comes before a scope's own blocks behind a common one.
+    fn own(&self, before: &Name, scope: &str) -> Name {
+        let words: [&[u8]; 3] = [b"own", before, scope.as_bytes()];
+        block_file::keyed(self.spill.secret(), &words)
     }
 
     /// The name of a block behind another.
@@ -171,13 +221,17 @@ impl Prefixes {
         };
         let path = self.path(root, tokens);
         let last = path.last().map(|id| self.nodes[id].name);
-        let Some(mut name) = last.unwrap_or_else(|| folder.root(root)) else {
+        let Some(mut name) = last.unwrap_or_else(|| folder.root(&root.first())) else {
             return Vec::new();
         };
         let bytes = cache.block_bytes();
         let blocks = tokens[path.len() * PAGE..tokens.len().saturating_sub(1)].chunks_exact(PAGE);
         let mut wanted = Vec::new();
-        for block in blocks.take((most / bytes.max(1)).max(1)) {
+        let blocks = blocks.take((most / bytes.max(1)).max(1));
+        for (at, block) in (path.len()..).zip(blocks) {
+            if at > 0 && at == root.blocks() {
+                name = folder.own(&name, &root.scope);
+            }
             name = folder.next(&name, block);
             if !folder.spill.has(&name) {
                 break;
@@ -221,7 +275,7 @@ impl Prefixes {
             return false;
         }
         self.now += 1;
-        let before = path.last().copied().unwrap_or_else(|| self.root(root));
+        let before = self.grow(root, &path);
         self.append(before, &tokens[at * PAGE..(at + 1) * PAGE], block);
         true
     }
@@ -254,7 +308,7 @@ impl Prefixes {
 
     /// Blocks held.
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len() - self.roots.len()
+        self.blocks
     }
 
     /// Blocks that no sequence has: most of them can be given up.
@@ -279,18 +333,44 @@ impl Prefixes {
     /// run to say what follows.
     fn path(&self, root: &Root, tokens: &[u32]) -> Vec<Id> {
         let mut path = Vec::new();
-        let Some(&root) = self.roots.get(root) else {
-            return path;
-        };
-        let mut at = root;
         for block in tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE) {
-            match self.nodes[&at].children.get(block) {
-                Some(&child) => at = child,
+            let before = self.before(root, &path);
+            match before.and_then(|id| self.nodes[&id].children.get(block)) {
+                Some(&child) => path.push(child),
                 None => break,
             }
-            path.push(at);
         }
         path
+    }
+
+    /// The node that the block behind those of `path` hangs on.
+    fn before(&self, root: &Root, path: &[Id]) -> Option<Id> {
+        match path.last() {
+            None => self.roots.get(&*root.first()).copied(),
+            Some(last) if path.len() == root.blocks() => {
+                self.nodes[last].own.get(&root.scope).copied()
+            }
+            Some(last) => Some(*last),
+        }
+    }
+
+    /// [`Prefixes::before`], which may be new.
+    fn grow(&mut self, root: &Root, path: &[Id]) -> Id {
+        let Some(last) = path.last() else {
+            return self.root(&root.first());
+        };
+        if let Some(id) = self.before(root, path) {
+            return id;
+        }
+        let node = &self.nodes[last];
+        let hash = self.hashes.hash_one((node.hash, &root.scope));
+        let folder = self.folder.as_ref().zip(node.name.as_ref());
+        let name = folder.map(|(folder, before)| folder.own(before, &root.scope));
+        let id = self.insert(None, *last, [].into(), (hash, name));
+        if let Some(node) = self.nodes.get_mut(last) {
+            node.own.insert(root.scope.clone(), id);
+        }
+        id
     }
 
     /// Starts a sequence with as much of `tokens` as is there. Returns it, the number of tokens that
@@ -328,8 +408,12 @@ impl Prefixes {
             let why = Why::Unshared;
             return Some(Miss { at, why });
         }
-        let last = path.last().or(self.roots.get(root));
-        let before = last.map_or_else(|| self.hashes.hash_one(root), |id| self.nodes[id].hash);
+        let last = self.before(root, path);
+        let before = match (last, path.last()) {
+            (Some(id), _) => self.nodes[&id].hash,
+            (None, Some(id)) => self.hashes.hash_one((self.nodes[id].hash, &root.scope)),
+            (None, None) => self.hashes.hash_one(&*root.first()),
+        };
         if self
             .evicted
             .contains(&self.hashes.hash_one((before, block)))
@@ -339,7 +423,7 @@ impl Prefixes {
         }
         // In sorted order the sibling that agrees longest stands next to it.
         let same = last.map_or(0, |id| {
-            let siblings = &self.nodes[id].children;
+            let siblings = &self.nodes[&id].children;
             let before = siblings.range::<[u32], _>((Unbounded, Excluded(block)));
             let after = siblings.range::<[u32], _>((Excluded(block), Unbounded));
             let near = before.last().into_iter().chain(after.take(1));
@@ -359,19 +443,21 @@ impl Prefixes {
             return;
         }
         self.now += 1;
-        let mut at = self.root(root);
+        let mut path = Vec::new();
         for (i, block) in tokens.chunks_exact(PAGE).enumerate() {
-            let parent = &self.nodes[&at];
-            at = match parent.children.get(block) {
+            let before = self.before(root, &path);
+            let id = match before.and_then(|id| self.nodes[&id].children.get(block)) {
                 Some(&child) => child,
-                None => match cache.hold(seq, i) {
-                    Some(held) => self.append(at, block, held),
-                    None => return,
-                },
+                None => {
+                    let Some(held) = cache.hold(seq, i) else {
+                        return;
+                    };
+                    let before = self.grow(root, &path);
+                    self.append(before, block, held)
+                }
             };
-            if let Some(node) = self.nodes.get_mut(&at) {
-                node.used = self.now;
-            }
+            self.touch(&[id]);
+            path.push(id);
         }
     }
 
@@ -406,6 +492,7 @@ impl Prefixes {
     ) -> Id {
         let id = self.next;
         self.next += 1;
+        self.blocks += usize::from(block.is_some());
         if block.is_some()
             && let Some(parent) = self.nodes.get_mut(&parent)
         {
@@ -416,6 +503,7 @@ impl Prefixes {
             parent,
             tokens,
             children: BTreeMap::new(),
+            own: BTreeMap::new(),
             used: self.now,
             hash,
             name,
@@ -429,7 +517,8 @@ impl Prefixes {
     pub(crate) fn evict(&mut self, cache: &mut Cache) -> bool {
         let unused = |node: &Node| {
             let block = node.block.as_ref();
-            node.children.is_empty() && block.is_some_and(|b| !cache.is_shared(b))
+            let leaf = node.children.is_empty() && node.own.is_empty();
+            leaf && block.is_some_and(|b| !cache.is_shared(b))
         };
         let leaves = self.nodes.iter().filter(|(_, node)| unused(node));
         let oldest = leaves.min_by_key(|(id, node)| (node.used, **id));
@@ -458,8 +547,9 @@ impl Prefixes {
                 let Some(node) = self.nodes.remove(&id) else {
                     continue;
                 };
-                due.extend(node.children.values());
+                due.extend(node.children.values().chain(node.own.values()));
                 if let Some(block) = node.block {
+                    self.blocks -= 1;
                     cache.give_up(block);
                 }
             }
@@ -474,6 +564,7 @@ impl Prefixes {
                 cache.give_up(block);
             }
         }
+        self.blocks = 0;
         self.roots.clear();
     }
 
@@ -482,6 +573,7 @@ impl Prefixes {
             return;
         };
         if let Some(block) = node.block {
+            self.blocks -= 1;
             self.evictions += 1;
             let bytes = cache.take(block);
             let folder = self.folder.as_mut().zip(node.name);
@@ -497,8 +589,12 @@ impl Prefixes {
         };
         parent.children.remove(&node.tokens);
         if parent.block.is_none() && parent.children.is_empty() {
+            let common = parent.parent;
             self.nodes.remove(&node.parent);
             self.roots.retain(|_, id| *id != node.parent);
+            if let Some(common) = self.nodes.get_mut(&common) {
+                common.own.retain(|_, id| *id != node.parent);
+            }
         }
     }
 

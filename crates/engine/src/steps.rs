@@ -411,7 +411,8 @@ impl<'t> Engine<'t> {
         let most = e.tokens().len() - 1;
         planned.iter().map(|i| &self.running[*i]).any(|other| {
             let same = agreement(other.tokens(), e.tokens()).min(most);
-            other.shares() && other.root == e.root && same / PAGE * PAGE > there
+            let same = same.min(e.root.with(&other.root));
+            other.shares() && same / PAGE * PAGE > there
         })
     }
 

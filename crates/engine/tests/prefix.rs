@@ -112,6 +112,7 @@ fn nothing_crosses_scopes_salts_or_adapters() {
             adapters: adapters.iter().map(|a| Arc::clone(a)).collect(),
             control: None,
         },
+        common: 0,
     };
     let roots = [
         root("a", "", &[]),
@@ -131,6 +132,69 @@ fn nothing_crosses_scopes_salts_or_adapters() {
     for root in &roots {
         assert_eq!(ask(root).cached, 96, "{root:?}");
     }
+}
+
+/// What scopes share in as many words is read once; what follows, and what one of them does not
+/// call common, stays its own.
+#[test]
+fn a_common_beginning_crosses_scopes_and_nothing_else_does() {
+    let setup = setup("llama3");
+    let scheduler = setup.start(params(2048, 2));
+    let ids = prompt(1, 200);
+    let ask = |scope: &str, ids: &[u32], common: usize, salt: &str| {
+        let mut request = of_scope(scope, ids.to_vec(), sampled(0, 8));
+        (request.root.common, request.root.salt) = (common, salt.into());
+        let (start, got) = start_of(&scheduler, request);
+        same(&got, &setup.alone(2048, ids, &sampled(0, 8)));
+        let miss = start.miss.map(|miss| (miss.at, miss.why));
+        (start.cached, miss)
+    };
+    // 70 tokens: two whole blocks.
+    assert_eq!(ask("a", &ids, 70, ""), (0, Some((0, Why::New))));
+    assert_eq!(ask("a", &ids, 70, ""), (192, None));
+    assert_eq!(ask("b", &ids, 70, ""), (64, Some((64, Why::New))));
+    assert_eq!(ask("b", &ids, 70, ""), (192, None));
+    // Of another's own part there is no word, also where it is nearly the same.
+    let near = [&ids[..80], &prompt(9, 120)].concat();
+    assert_eq!(ask("c", &near, 70, ""), (64, Some((64, Why::New))));
+    assert_eq!(ask("a", &near, 70, ""), (64, Some((80, Why::Differs))));
+    // Who does not say so shares nothing, and neither does another salt, or less than a block.
+    assert_eq!(ask("a", &ids, 0, ""), (0, Some((0, Why::New))));
+    assert_eq!(ask("d", &ids, 0, ""), (0, Some((0, Why::New))));
+    assert_eq!(ask("d", &ids, 31, ""), (192, None));
+    assert_eq!(ask("d", &ids, 70, "x"), (0, Some((0, Why::New))));
+    // What one calls common up to here only is another's up to there.
+    assert_eq!(ask("b", &ids, 140, ""), (64, Some((64, Why::New))));
+    assert_eq!(ask("c", &ids, 140, ""), (128, Some((128, Why::New))));
+    // An engine's scope without a name is none that all share.
+    assert_eq!(ask("", &ids, 0, ""), (0, Some((0, Why::New))));
+    settled(&scheduler);
+}
+
+/// Blocks of all kinds go, and come again.
+#[test]
+fn common_beginnings_are_evicted_from_their_ends() {
+    let setup = setup("llama3");
+    let scheduler = setup.start(params(8 * PAGE, 1));
+    let ids = prompt(1, 3 * PAGE + 5);
+    let ask = |scope: &str, ids: &[u32], common: usize| {
+        let mut request = of_scope(scope, ids.to_vec(), sampled(0, 4));
+        request.root.common = common;
+        let (start, got) = start_of(&scheduler, request);
+        same(&got, &setup.alone(8 * PAGE, ids, &sampled(0, 4)));
+        start.cached
+    };
+    for round in 0..3 {
+        for scope in ["a", "b", "c"] {
+            ask(scope, &ids, 2 * PAGE);
+            assert_eq!(ask(scope, &ids, 2 * PAGE), 3 * PAGE, "{round} {scope}");
+        }
+        // Takes all pages there are.
+        assert_eq!(ask("x", &prompt(20 + round, 7 * PAGE), 0), 0);
+        assert_eq!(ask("a", &ids, 2 * PAGE), 0, "{round}");
+    }
+    assert!(scheduler.stats().evictions > 0, "{:?}", scheduler.stats());
+    settled(&scheduler);
 }
 
 /// What was kept of an adapter that nobody has any more goes, and with it the adapter.

@@ -111,6 +111,15 @@ fn what_was_kept_outlives_the_process() {
         assert_eq!(cached(root.clone(), model), 0, "{root:?} of {model}");
         assert_eq!(cached(root.clone(), model), 96, "{root:?} of {model}");
     }
+    let common = |scope: &str| Root {
+        common: 70,
+        ..root(scope, "")
+    };
+    assert_eq!(cached(common("a"), "m"), 0);
+    assert_eq!(cached(common("b"), "m"), 64, "the two blocks in common");
+    for scope in ["a", "b"] {
+        assert_eq!(cached(common(scope), "m"), 96, "and its own");
+    }
     // What other tokens follow is found up to there.
     let mut other = ids.clone();
     other[70] += 1;
