@@ -43,6 +43,8 @@ impl Shutdown {
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long answers have to say that they were cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The longest head of a request, in bytes, and the most headers.
 const HEAD: usize = 32 << 10;
 const HEADERS: usize = 100;
@@ -127,11 +129,14 @@ async fn serve(
     }
     drop(listener);
     state.set_ready(false);
-    if tokio::time::timeout(state.settings().grace, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    let ended = graceful.shutdown();
+    tokio::pin!(ended);
+    let grace = state.settings().grace;
+    if tokio::time::timeout(grace, &mut ended).await.is_err() {
         tracing::warn!("answers that did not end in time were cut");
+        state.cut();
+        // They say so to their clients.
+        let _ = tokio::time::timeout(LAST_WORDS, ended).await;
     }
     Ok(())
 }

@@ -44,6 +44,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// How long a client may read nothing of an answer before its connection is closed.
     pub write_timeout: Duration,
+    /// How often a stream says that it lives while there is nothing to say.
+    pub ping: Duration,
     /// How long running answers may go on after the server was asked to end.
     pub grace: Duration,
     /// One JSON line a request.
@@ -71,6 +73,7 @@ impl Default for Settings {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            ping: Duration::from_secs(10),
             grace: Duration::from_secs(30),
             access_log: None,
             spans: None,

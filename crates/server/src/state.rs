@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::audit::Event;
 use crate::clock::Clock;
@@ -37,6 +37,8 @@ struct Inner {
     /// Models whose engine stopped are loaded again.
     revives: AtomicBool,
     work: Arc<Semaphore>,
+    /// Whether what still runs is cut off.
+    cut: watch::Sender<bool>,
     spans: Option<Spans>,
 }
 
@@ -73,6 +75,7 @@ impl State {
             ready: AtomicBool::new(true),
             revives: AtomicBool::new(false),
             work,
+            cut: watch::Sender::new(false),
             spans,
         })))
     }
@@ -143,6 +146,22 @@ impl State {
         }
     }
 
+    /// Cuts off what still runs.
+    pub(crate) fn cut(&self) {
+        self.0.cut.send_replace(true);
+    }
+
+    /// Waits until what still runs is cut off, and says so.
+    pub(crate) fn when_cut(&self) -> impl Future<Output = ApiError> + use<> {
+        let mut cut = self.0.cut.subscribe();
+        async move {
+            // Its sender is the state's: who waits for it holds that as well.
+            let _ = cut.wait_for(|cut| *cut).await;
+            let what = "the server is ending, and the answer needed longer than it could wait";
+            ApiError::new(Kind::Unready, what)
+        }
+    }
+
     /// Why it is not ready to work.
     pub(crate) fn unready(&self) -> Option<ApiError> {
         if !self.0.ready.load(Ordering::SeqCst) {
@@ -210,8 +229,9 @@ impl State {
     }
 
     /// Handlers say what a request used: its model, the adapter (empty: none), and tokens, which
-    /// are added to those of earlier calls. May be called while the answer streams, and also after
-    /// the client has left.
+    /// are added to those of earlier calls; beside them what was said, which is kept for the audit
+    /// log if the settings want that. May be called while the answer streams, and also after the
+    /// client has left.
     pub fn account(
         &self,
         who: &Principal,
@@ -219,7 +239,9 @@ impl State {
         adapter: &str,
         prompt_tokens: u64,
         completion_tokens: u64,
+        said: Option<String>,
     ) {
+        let said = said.filter(|_| self.0.settings.audit_content);
         let values = [model, &who.key];
         self.metrics()
             .add(Metric::PromptTokens, &values, prompt_tokens);
@@ -236,13 +258,17 @@ impl State {
             let mut event = who.request.event(&notes, 0);
             (event.prompt_tokens, event.completion_tokens) = (prompt_tokens, completion_tokens);
             event.counted = false;
+            event.content = said;
             return self.0.journal.late(event);
         }
         notes.prompt_tokens = notes.prompt_tokens.saturating_add(prompt_tokens);
         notes.completion_tokens = notes.completion_tokens.saturating_add(completion_tokens);
+        if let Some(said) = said {
+            notes.content.get_or_insert_default().push_str(&said);
+        }
     }
 
-    /// Keeps prompt or answer for the audit log, if the settings want that.
+    /// Keeps what was asked for the audit log, if the settings want that.
     pub fn keep_content(&self, who: &Principal, text: impl FnOnce() -> String) {
         if self.0.settings.audit_content {
             let mut notes = who.request.notes();

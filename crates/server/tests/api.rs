@@ -6,8 +6,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::models::{chunks, ok, post, serve, serve_models, tiny};
+use common::models::{chunks, ok, post, send, serve, serve_models, tiny};
 use serde_json::{Value, json};
+use server::Settings;
 
 fn conversation(more: Value) -> Value {
     let mut body = json!({
@@ -145,6 +146,51 @@ fn a_beginning_in_common_is_counted() {
     salted["cache_salt"] = json!("mine");
     let salted = ok(&server, "/v1/completions", &salted);
     assert_eq!(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+/// The system's words are shared by keys that say so; what users say never is.
+#[test]
+fn a_system_prompt_is_shared_on_request() {
+    let keys = "0123456789abcdef a inference\nfedcba9876543210 b inference";
+    let settings = Settings {
+        api_keys: server::parse_file(keys, 0).unwrap(),
+        ..common::logged().0
+    };
+    let server = serve_models(vec![tiny(1024)], false, settings);
+    let ask = |key: &str, system: &str, user: &str, scope: &str| {
+        let messages = json!([
+            { "role": "system", "content": system }, { "role": "user", "content": user },
+            { "role": "assistant", "content": "Well." }, { "role": "user", "content": "And?" },
+        ]);
+        let body =
+            json!({ "messages": messages, "max_completion_tokens": 1, "cache_scope": scope });
+        let answer = send(&server, "POST /v1/chat/completions", key, &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let details = answer.json()["usage"]["prompt_tokens_details"].clone();
+        details["cached_tokens"].as_u64().unwrap()
+    };
+    let tokens = |text: &str| {
+        let body = json!({ "content": text });
+        let answer = send(&server, "POST /tokenize", "0123456789abcdef", &body);
+        answer.json()["tokens"].as_array().unwrap().len() as u64
+    };
+    let (a, b) = ("0123456789abcdef", "fedcba9876543210");
+    let (system, user) = (
+        "You help with maps. ".repeat(9),
+        "0 where is it? ".repeat(9),
+    );
+    let blocks = tokens(&format!("[system] {system}\n[user] ")) / 32 * 32;
+    assert!(blocks >= 64);
+    assert_eq!(ask(a, &system, &user, "shared"), 0);
+    assert!(ask(a, &system, &user, "shared") > blocks, "its own as well");
+    assert_eq!(ask(b, &system, &user, "shared"), blocks);
+    assert_eq!(ask(b, &system, &user, "key"), 0);
+    assert!(ask(b, &system, &user, "shared") > blocks);
+    assert_eq!(ask(b, &system.replace("maps", "moon"), &user, "shared"), 0);
+    let wrong = json!({ "messages": [{ "role": "user", "content": "Hi" }], "cache_scope": "all" });
+    let wrong = send(&server, "POST /v1/chat/completions", a, &wrong);
+    wrong.refused(400, "invalid_request");
+    assert_eq!(wrong.json()["error"]["param"], "cache_scope");
 }
 
 /// A request says how urgent it is, and when it is of no use any more.

@@ -28,7 +28,7 @@ async fn chat(
     let tokens = body["tokens"].as_u64().unwrap_or(0);
     let _held = state.hold(&who, 10, 10)?;
     state.keep_content(&who, || body.to_string());
-    state.account(&who, "m", "", 10, tokens);
+    state.account(&who, "m", "", 10, tokens, None);
     Ok("said".into())
 }
 
@@ -49,7 +49,7 @@ async fn stream(With(state): With<State>, Extension(who): Extension<Principal>) 
             std::task::ready!(std::future::Future::poll(self.3.as_mut(), context));
             self.3 = Box::pin(tokio::time::sleep(Duration::from_millis(50)));
             self.0 += 1;
-            self.1.account(&self.2, "m", "a", 0, 1);
+            self.1.account(&self.2, "m", "a", 0, 1, None);
             Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from(format!(
                 "piece {}\n",
                 self.0

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use engine::{
     Drafts, FinishReason, GenerateParams, Generation, Miss, Replies, Request, Root, Start, Update,
@@ -34,15 +33,28 @@ pub(crate) struct Tally {
     /// Of a prompt, once; 0 for its further answers.
     pub(crate) prompt: u64,
     pub(crate) completion: u64,
+    /// Its text so far, if it is kept.
+    pub(crate) said: Option<String>,
     /// What is held for it until it has ended.
     pub(crate) held: Option<Held>,
 }
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        let id = &self.model.id;
+        let said = self.said.take().filter(|said| !said.is_empty());
+        let said = said.map(|said| format!("\nassistant: {said}"));
+        let (id, adapter) = (&self.model.id, &self.adapter);
+        let (prompt, completion) = (self.prompt, self.completion);
         self.state
-            .account(&self.who, id, &self.adapter, self.prompt, self.completion);
+            .account(&self.who, id, adapter, prompt, completion, said);
+    }
+}
+
+impl Tally {
+    fn say(&mut self, text: &str) {
+        if let Some(said) = &mut self.said {
+            said.push_str(text);
+        }
     }
 }
 
@@ -98,7 +110,11 @@ impl Choice {
                 metrics.add(Metric::PrefixTokensLooked, &[id], looked);
                 metrics.add(Metric::PrefixTokensHit, &[id], start.cached as u64);
             }
-            Some(Update::Token { .. }) => self.tally.completion += 1,
+            Some(Update::Token { text, .. }) => {
+                self.tally.completion += 1;
+                self.tally.say(text);
+            }
+            Some(Update::Text(text)) => self.tally.say(text),
             Some(Update::Done(generation)) => observe(&self.tally, generation),
             Some(_) => {}
         }
@@ -137,8 +153,6 @@ fn observe(tally: &Tally, generation: &Generation) {
         let each = t.decode_ms / 1e3 / (generation.ids.len() - 1) as f64;
         metrics.observe(Metric::InterTokenLatency, &[id], each);
     }
-    let text = || format!("\nassistant: {}", generation.text);
-    tally.state.keep_content(&tally.who, text);
 }
 
 /// An answer, and how it began.
@@ -264,7 +278,10 @@ pub(crate) fn submit(
             let replies = model.scheduler.submit(Request {
                 prompt: prompt.clone(),
                 want: Want::Answer(Box::new(params)),
-                root: root(call, &asked.chosen, &asked.salt),
+                root: Root {
+                    common: asked.common,
+                    ..root(call, &asked.chosen, &asked.salt)
+                },
                 priority,
                 deadline,
             })?;
@@ -289,6 +306,7 @@ fn root(call: &Call, chosen: &Chosen, salt: &str) -> Root {
         scope: call.who.key.to_string(),
         salt: salt.to_owned(),
         adaptation: chosen.adaptation.clone(),
+        common: 0,
     }
 }
 
@@ -300,6 +318,7 @@ fn tally(call: &Call, model: &Arc<Model>, chosen: &Chosen) -> Tally {
         adapter: chosen.name.clone(),
         prompt: 0,
         completion: 0,
+        said: call.state.settings().audit_content.then(String::new),
         held: None,
     }
 }
@@ -373,9 +392,6 @@ pub(crate) async fn whole(choices: Vec<Choice>) -> Result<Vec<Given>, ApiError> 
     Ok(given.into_iter().map(|(_, given)| given).collect())
 }
 
-/// How often a stream says that it lives while there is nothing to say.
-pub(crate) const PING: Duration = Duration::from_secs(10);
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -405,6 +421,7 @@ pub(super) mod tests {
             adapter: String::new(),
             prompt: 0,
             completion: 0,
+            said: None,
             held: None,
         };
         Choice {

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 use text::{ChatTemplate, RenderOptions};
 
-use super::params::Asked;
+use super::params::{Asked, given};
 use super::shape::Form;
 use super::table::On;
 use super::{Body, Call, Model, aside, completions, invalid};
@@ -14,16 +14,62 @@ use crate::error::{ApiError, Kind};
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
     let model = call.model().await?;
-    let asked = Asked::read(&call.served, &model, &call.body, On::Chat).await?;
+    let mut asked = Asked::read(&call.served, &model, &call.body, On::Chat).await?;
+    let shared = shared(&call.body)?;
     let messages = model.opened(messages(&call.body)?);
     call.state
         .keep_content(&call.who, || Value::from(messages.clone()).to_string());
     let ids = {
         let model = model.clone();
-        aside(move || Ok(template(&model)?.encode(model.tokenizer(), &messages, &options())?))
+        aside(move || {
+            let (template, tokenizer) = (template(&model)?, model.tokenizer());
+            let ids = template.encode(tokenizer, &messages, &options())?;
+            let common = match shared {
+                false => 0,
+                true => of_system(&messages, &ids, |messages| {
+                    Ok(template.encode(tokenizer, messages, &options())?)
+                })?,
+            };
+            Ok((ids, common))
+        })
     };
-    let prompts = vec![ids.await?];
+    let (ids, common) = ids.await?;
+    asked.common = common;
+    let prompts = vec![ids];
     completions::respond(&call, &model, prompts, &asked, Form::Chat, Vec::new()).await
+}
+
+/// Whether the system's words are shared with other keys.
+fn shared(body: &Body) -> Result<bool, ApiError> {
+    match given(body, "cache_scope").map(Value::as_str) {
+        None | Some(Some("key")) => Ok(false),
+        Some(Some("shared")) => Ok(true),
+        Some(_) => Err(invalid("cache_scope", "must be key or shared")),
+    }
+}
+
+/// Tokens that stand before the first message that is none of the system's: those that are the same
+/// when another text takes its place and nothing follows. So they say nothing of it, nor of what
+/// follows it.
+fn of_system(
+    messages: &[Value],
+    ids: &[u32],
+    encode: impl Fn(&[Value]) -> Result<Vec<u32>, ApiError>,
+) -> Result<usize, ApiError> {
+    let Some(first) = messages.iter().position(|m| m["role"] != "system") else {
+        return Ok(ids.len());
+    };
+    let text = messages[first]["content"].as_str().unwrap_or_default();
+    // Their first bytes differ, also without the spaces that templates take away.
+    let other = if text.trim_start().starts_with('0') {
+        "1"
+    } else {
+        "0"
+    };
+    let mut probe = messages[..=first].to_vec();
+    probe[first]["content"] = other.into();
+    let probe = encode(&probe)?;
+    Ok(probe.iter().zip(ids).take_while(|(a, b)| a == b).count())
 }
 
 /// The model's chat template.

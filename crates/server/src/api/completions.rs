@@ -171,7 +171,7 @@ pub(crate) async fn respond(
         echo: echo.into(),
     };
     if asked.stream {
-        return stream::answer(choices, model.clone(), shape).await;
+        return stream::answer(choices, model.clone(), shape, &call.state).await;
     }
     let given = ask::whole(choices).await?;
     let mut used = Used::default();

@@ -21,6 +21,7 @@ const POOLINGS: [(&str, Pooling); 3] = [
 
 pub(crate) async fn answer(call: Call) -> Result<Response, ApiError> {
     known(&call, "/v1/embeddings")?;
+    call.keep(&["input"]);
     let model = call.model().await?;
     let body = &call.body;
     let given = |name: &str| given(body, name);

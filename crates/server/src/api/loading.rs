@@ -79,7 +79,7 @@ pub(super) fn routes(served: &Arc<Served>) -> Vec<Route> {
                 let [model] = parameters(&uri, ["model"])?;
                 let model = holder(&gone, model.as_deref(), &id)?;
                 model.adapters.unload(&id)?;
-                state.account(&who, &model.id, &id, 0, 0);
+                state.account(&who, &model.id, &id, 0, 0, None);
                 let answer = json!({ "id": id, "object": "adapter", "deleted": true });
                 Ok::<_, ApiError>(axum::Json(answer))
             },
@@ -202,7 +202,7 @@ async fn loaded(
     });
     let about = about.await?.pop().unwrap_or_default();
     // Only now: a name that was refused may be anything.
-    call.state.account(&call.who, &id, &called, 0, 0);
+    call.state.account(&call.who, &id, &called, 0, 0, None);
     Ok(axum::Json(about).into_response())
 }
 
@@ -212,7 +212,7 @@ async fn unload_by_vllms_names(call: Call) -> Result<Response, ApiError> {
     let model = call.body.get("model").and_then(Value::as_str);
     let model = holder(&call.served, model, id)?;
     model.adapters.unload(id)?;
-    call.state.account(&call.who, &model.id, id, 0, 0);
+    call.state.account(&call.who, &model.id, id, 0, 0, None);
     let answer = json!({ "id": id, "object": "adapter", "deleted": true });
     Ok(axum::Json(answer).into_response())
 }

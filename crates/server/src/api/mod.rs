@@ -19,6 +19,7 @@ mod shape;
 mod stream;
 pub mod table;
 mod tokens;
+mod values;
 mod watch;
 
 use std::future::Future;
@@ -127,6 +128,17 @@ impl Call {
         let model = lease.model.clone();
         self.who.request.notes().lease = Some(lease);
         Ok(model)
+    }
+
+    /// Keeps these of its fields for the audit log, if the settings want that.
+    fn keep(&self, names: &[&str]) {
+        self.state.keep_content(&self.who, || {
+            let said = names
+                .iter()
+                .filter_map(|name| self.body.get_key_value(*name));
+            let said: Body = said.map(|(name, v)| (name.clone(), v.clone())).collect();
+            Value::from(said).to_string()
+        });
     }
 
     /// When it is of no use any more.
@@ -362,7 +374,11 @@ where
                 body,
                 began,
             };
-            answer(call).await
+            let cut = call.state.when_cut();
+            tokio::select! {
+                done = answer(call) => done,
+                cut = cut => Err(cut),
+            }
         }
     };
     route(MethodFilter::POST, path, access, about, handler)

@@ -9,7 +9,8 @@ use engine::{GenerateParams, SamplerParams, Speculation};
 use serde_json::Value;
 
 use super::adapters::{self, Chosen};
-use super::table::{On, PARAMS, Treat, count, strings};
+use super::table::{On, PARAMS, Treat};
+use super::values::{count, strings};
 use super::{Body, Call, Model, Served, invalid};
 use crate::error::{ApiError, Kind};
 
@@ -26,6 +27,8 @@ pub(crate) struct Asked {
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) salt: String,
+    /// Tokens of the beginning that other keys may share ([`super::chat`] knows them).
+    pub(crate) common: usize,
     /// Repeat the prompt before its answers.
     pub(crate) echo: bool,
     pub(crate) chosen: Chosen,
@@ -110,6 +113,7 @@ impl Asked {
             stream: flag(body, "stream")?,
             include_usage,
             salt: salt.to_owned(),
+            common: 0,
             echo: flag(body, "echo")?,
             chosen: adapters::chosen(model, body).await?,
         })

@@ -3,7 +3,8 @@
 //! A token goes from the engine's channel to the socket without a task between them: the body of
 //! the answer holds the requests to the engine, takes what they have, and gives all of it away at
 //! once, one event a token. It is dropped when its client leaves, and with it the requests. What
-//! fails after the first byte is said in the stream, which then ends without `[DONE]`.
+//! fails after the first byte is said in the stream, which then ends without `[DONE]`; so is the end
+//! of the server.
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -21,9 +22,10 @@ use hyper::body::{Body as HttpBody, Frame};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Model;
-use super::ask::{Choice, PING, Used};
+use super::ask::{Choice, Used};
 use super::shape::Shape;
 use crate::error::{ApiError, Kind};
+use crate::state::State;
 
 /// Bytes after which what waits is given away before more is taken.
 const FRAME: usize = 16 << 10;
@@ -31,20 +33,24 @@ const FRAME: usize = 16 << 10;
 /// Bytes of an event around a token, about.
 const EVENT: usize = 320;
 
-/// Streams the answers of all choices. The first update of the first choice is waited for, so that
-/// what fails before there is an answer has a status of its own.
+/// Streams the answers of all choices. The first update of the first choice is waited for, as long
+/// as a stream may say nothing, so that what fails before there is an answer has a status of its
+/// own.
 pub(crate) async fn answer(
     mut choices: Vec<Choice>,
     model: Arc<Model>,
     shape: Shape,
+    state: &State,
 ) -> Result<Response, ApiError> {
     let mut started = None;
     if let Some(first) = choices.first_mut()
-        && let Update::Started(start) = first.next().await?
+        && let Ok(update) = tokio::time::timeout(state.settings().ping, first.next()).await
+        && let Update::Started(start) = update?
     {
         started = Some(start);
     }
-    let mut answer = Body::new(Events::new(choices, started, model, shape)).into_response();
+    let events = Events::new(choices, started, model, shape, state);
+    let mut answer = Body::new(events).into_response();
     let headers = answer.headers_mut();
     let kind = HeaderValue::from_static("text/event-stream");
     headers.insert(header::CONTENT_TYPE, kind);
@@ -60,6 +66,7 @@ struct Events {
     shape: Shape,
     used: Used,
     ping: Interval,
+    cut: Pin<Box<dyn Future<Output = ApiError> + Send>>,
     /// What was made and not given away yet.
     made: Vec<u8>,
     over: bool,
@@ -83,6 +90,7 @@ impl Events {
         started: Option<Start>,
         model: Arc<Model>,
         shape: Shape,
+        state: &State,
     ) -> Events {
         let mut made = Vec::new();
         let stream = |choice: Choice| {
@@ -99,7 +107,7 @@ impl Events {
             }
         };
         let streams = choices.into_iter().map(stream).collect();
-        let mut ping = tokio::time::interval(PING);
+        let mut ping = tokio::time::interval(state.settings().ping);
         ping.reset();
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Events {
@@ -108,6 +116,7 @@ impl Events {
             shape,
             used: Used::default(),
             ping,
+            cut: Box::pin(state.when_cut()),
             made,
             over: false,
         }
@@ -223,6 +232,11 @@ impl HttpBody for Events {
                 "the server met a bug; its log says more",
             ));
         }
+        if !all.over
+            && let Poll::Ready(error) = all.cut.as_mut().poll(context)
+        {
+            all.fail(&error);
+        }
         if !all.over && all.ping.poll_tick(context).is_ready() && all.made.is_empty() {
             all.made.extend_from_slice(b": ping\n\n");
         }
@@ -256,7 +270,6 @@ mod tests {
     use super::super::shape::Form;
     use super::*;
     use crate::settings::Settings;
-    use crate::state::State;
 
     /// Three sequences at once of a random Llama.
     fn tiny() -> Model {
@@ -329,7 +342,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().build().unwrap();
         let _inside = runtime.enter();
-        let mut events = Events::new(choices, None, model, shape(Form::Text, false, CHOICES));
+        let mut events = Events::new(
+            choices,
+            None,
+            model,
+            shape(Form::Text, false, CHOICES),
+            &state,
+        );
         let mut context = Context::from_waker(Waker::noop());
         let mut heard = Vec::new();
         for _ in 0..2 * CHOICES {

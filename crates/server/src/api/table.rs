@@ -2,10 +2,10 @@
 //!
 //! Each name is honoured, accepted because it cannot change the answer, or refused by name.
 
-use std::collections::BTreeMap;
-
 use engine::SamplerParams;
 use serde_json::Value;
+
+use super::values::*;
 
 /// Which routes know a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,103 +58,6 @@ pub enum Treat {
     Accepted,
     /// It would change the answer, and is not done, except for values that change nothing.
     Refused(fn(&Value) -> bool),
-}
-
-fn put<T>(field: &mut T, value: Option<T>) -> Option<()> {
-    *field = value?;
-    Some(())
-}
-
-fn real(v: &Value) -> Option<f32> {
-    v.as_f64().map(|x| x as f32)
-}
-
-fn int(v: &Value) -> Option<i32> {
-    v.as_i64().and_then(|x| i32::try_from(x).ok())
-}
-
-pub(crate) fn count(v: &Value) -> Option<usize> {
-    v.as_u64().and_then(|x| usize::try_from(x).ok())
-}
-
-pub(crate) fn strings(v: &Value) -> Option<Vec<String>> {
-    let text = |v: &Value| v.as_str().map(str::to_owned);
-    match v {
-        Value::String(one) => Some(vec![one.clone()]),
-        Value::Array(list) => list.iter().map(text).collect(),
-        _ => None,
-    }
-}
-
-/// Most biased tokens of a request, and the largest bias: it outweighs any logit.
-const MOST_BIASES: usize = 1024;
-const LARGEST_BIAS: f32 = 1e4;
-
-/// Each token once: `5` and `05` are the same.
-fn biases(v: &Value) -> Option<Vec<(u32, f32)>> {
-    // llama.cpp's `false` bans a token.
-    let bias = |v: &Value| match v {
-        Value::Bool(false) => Some(-LARGEST_BIAS),
-        v => real(v),
-    };
-    let pairs: Option<Vec<(u32, f32)>> = match v {
-        Value::Object(list) => { list.iter() }
-            .map(|(id, v)| Some((id.parse().ok()?, bias(v)?)))
-            .collect(),
-        Value::Array(list) => { list.iter() }
-            .map(|pair| match pair.as_array()?.as_slice() {
-                [id, v] => Some((id.as_u64()?.try_into().ok()?, bias(v)?)),
-                _ => None,
-            })
-            .collect(),
-        _ => None,
-    };
-    let pairs = pairs.filter(|list| list.len() <= MOST_BIASES)?;
-    let found: BTreeMap<u32, f32> = pairs.iter().copied().collect();
-    let sound = found.values().all(|bias| bias.abs() <= LARGEST_BIAS);
-    (sound && found.len() == pairs.len()).then(|| found.into_iter().collect())
-}
-
-/// A seed of any sign, as clients send them; -1 is llama.cpp's word for one that is drawn.
-fn seed(p: &mut SamplerParams, v: &Value) -> Option<()> {
-    match v.as_i64() {
-        Some(-1) => Some(()),
-        Some(seed) => put(&mut p.seed, Some(seed.cast_unsigned())),
-        None => put(&mut p.seed, v.as_u64()),
-    }
-}
-
-/// mirostat's version
-fn small(v: &Value) -> Option<u8> {
-    v.as_u64().and_then(|x| u8::try_from(x).ok())
-}
-
-fn never(_: &Value) -> bool {
-    false
-}
-
-fn is_false(v: &Value) -> bool {
-    *v == Value::Bool(false)
-}
-
-fn is_empty(v: &Value) -> bool {
-    v.as_array().is_some_and(Vec::is_empty)
-}
-
-fn is_true(v: &Value) -> bool {
-    *v == Value::Bool(true)
-}
-
-fn is_zero(v: &Value) -> bool {
-    *v == 0
-}
-
-fn is_negative(v: &Value) -> bool {
-    v.as_f64().is_some_and(|x| x < 0.0)
-}
-
-fn is_plain_text(v: &Value) -> bool {
-    v.get("type").and_then(Value::as_str) == Some("text")
 }
 
 use On::{All, Both, Chat, Completions, Infill};
@@ -283,6 +186,12 @@ pub const PARAMS: &[Param] = &[
     ("ignore_eos", All, Honoured, "Never end by a token"),
     ("priority", All, Honoured, PRIORITY),
     ("timeout_ms", All, Honoured, TIMEOUT),
+    (
+        "cache_scope",
+        Chat,
+        Honoured,
+        "`key` [default]: cached beginnings are the key's own; `shared`: what stands before the first message that is none of the system's is shared with all keys that say so and send the same",
+    ),
     (
         "cache_salt",
         All,

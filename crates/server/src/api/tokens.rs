@@ -12,6 +12,7 @@ use crate::error::ApiError;
 /// Texts are taken as texts: none becomes a special token unless `parse_special` says so.
 pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
     known(&call, "/tokenize")?;
+    call.keep(&["content"]);
     let model = call.model().await?;
     let text = call.body.get("content").and_then(Value::as_str);
     let text = text
@@ -46,6 +47,7 @@ pub(crate) async fn tokenize(call: Call) -> Result<Response, ApiError> {
 
 pub(crate) async fn detokenize(call: Call) -> Result<Response, ApiError> {
     known(&call, "/detokenize")?;
+    call.keep(&["tokens"]);
     let model = call.model().await?;
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids = call.body.get("tokens").and_then(Value::as_array);
@@ -65,6 +67,7 @@ pub(crate) async fn apply_template(call: Call) -> Result<Response, ApiError> {
         ));
     }
     known(&call, "/apply-template")?;
+    call.keep(&["messages", "tools", "chat_template_kwargs"]);
     let model = call.model().await?;
     let messages = model.opened(messages(&call.body)?);
     let mut options = RenderOptions::default();
