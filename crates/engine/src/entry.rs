@@ -41,6 +41,8 @@ pub(crate) struct Entry<'t> {
     cached: Option<usize>,
     /// What the folder has of its beginning.
     pub(crate) fetch: Fetch,
+    /// When it had its last token.
+    last: Option<Instant>,
     /// Since when its receiver takes nothing.
     stalled: Option<Instant>,
     ahead: Box<Ahead>,
@@ -127,6 +129,7 @@ impl<'t> Entry<'t> {
             held: 0,
             cached: None,
             fetch: Fetch::default(),
+            last: None,
             stalled: None,
             ahead: Box::new(Ahead {
                 speculator: Speculator::new(speculation),
@@ -295,6 +298,12 @@ impl<'t> Entry<'t> {
             chunk.rows = stage(self.held, tokens.len(), from - 1, n).1;
         }
         chunk
+    }
+
+    /// It has a token more, now. Returns how long after the one before.
+    pub(crate) fn came(&mut self, now: Instant) -> Option<Duration> {
+        let last = self.last.replace(now);
+        last.map(|last| now.saturating_duration_since(last))
     }
 
     /// Takes the rows of a chunk of `n` tokens that ran, and of the tokens guessed behind them.

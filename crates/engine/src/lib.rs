@@ -55,7 +55,9 @@ pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored
 pub use prefix::{Miss, Root, Why};
 pub use request::{Cancel, Pooling, Replies, Request, Start, Update, Want};
 pub use sampler::Sampler;
-pub use scheduler::{Beside, DraftModel, KeptIn, Promise, Scheduler, SchedulerParams, Stats};
+pub use scheduler::{
+    Beside, DraftModel, GAPS, Gaps, KeptIn, Promise, Scheduler, SchedulerParams, Stats,
+};
 pub use score::{LogSoftmax, OnRow, ScoreOptions, TokenLogprob, score, score_with, top_logprobs};
 pub use session::{Adaptation, Advance, Flow, Progress, Session};
 pub use speculate::{Drafter, Drafts, Speculation};

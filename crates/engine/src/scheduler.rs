@@ -155,6 +155,8 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Tokens chosen.
     pub generated: u64,
+    /// How long answers were between their tokens.
+    pub gaps: Gaps,
     /// Tokens that were guessed ahead, and how many of them were right.
     pub drafted: u64,
     /// See `drafted`.
@@ -169,6 +171,33 @@ pub struct Stats {
     pub restored: u64,
     /// Reads and writes of the folder that failed, of all models that share it.
     pub folder_errors: u64,
+}
+
+/// Bounds of [`Gaps`], in seconds.
+pub const GAPS: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 2.5,
+];
+
+/// The times between tokens that follow one another in an answer, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gaps {
+    /// Those up to each of [`GAPS`] that are beyond the one before, and those beyond all.
+    pub counts: [u64; GAPS.len() + 1],
+    /// Of all.
+    pub sum: Duration,
+}
+
+impl Gaps {
+    /// `tokens` came `gap` after the one before; all but the first at once.
+    pub(crate) fn count(&mut self, gap: Option<Duration>, tokens: usize) {
+        // The first token of all has none before it.
+        self.counts[0] += tokens.saturating_sub(1) as u64;
+        if let Some(gap) = gap {
+            let at = GAPS.partition_point(|bound| *bound < gap.as_secs_f64());
+            self.counts[at] += 1;
+            self.sum += gap;
+        }
+    }
 }
 
 /// What a scheduler may still take of memory, for whoever plans that. It keeps nothing alive.

@@ -269,9 +269,9 @@ impl<'t> Engine<'t> {
         let size = parts.len().next_power_of_two().trailing_zeros() as usize;
         self.stats.batches[size.min(9)] += 1;
         let outs = self.pass(&parts);
-        let mut over = Vec::new();
+        let (mut over, now) = (Vec::new(), Instant::now());
         for (part, out) in parts.iter().zip(outs) {
-            match out.and_then(|out| self.take(part, &out)) {
+            match out.and_then(|out| self.take(part, &out, now)) {
                 Ok(None) => {}
                 Ok(Some(end)) => over.push((part.entry, Ok(end))),
                 Err(error) => over.push((part.entry, Err(error))),
@@ -522,11 +522,14 @@ impl<'t> Engine<'t> {
     }
 
     /// Takes a part's rows; says how it ends, if it does.
-    fn take(&mut self, part: &Part, out: &ChunkOut) -> Result<Option<End>, Error> {
+    fn take(&mut self, part: &Part, out: &ChunkOut, now: Instant) -> Result<Option<End>, Error> {
         let (vocab, context) = (self.weights.config.vocab, self.params.context);
         let e = &mut self.running[part.entry];
         let before = e.held;
         let taken = e.take(part.tokens, out, vocab, context)?;
+        if taken.generated > 0 {
+            self.stats.gaps.count(e.came(now), taken.generated);
+        }
         self.stats.generated += taken.generated as u64;
         self.stats.drafted += taken.drafts.drafted as u64;
         self.stats.accepted += taken.drafts.accepted as u64;

@@ -61,22 +61,19 @@ pub enum Form {
     Counter,
     /// Up and down.
     Gauge,
-    /// Counts of values up to each bound.
-    Histogram(&'static [f64]),
-    /// A histogram that is counted elsewhere, in powers of two up to 256.
-    Sizes,
+    /// Counts of seconds up to each bound.
+    Histogram,
+    /// A histogram that is counted elsewhere.
+    Counted(&'static [f64]),
 }
 
 const SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
-const TOKEN_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 2.5,
-];
-/// Bounds of [`Form::Sizes`]: powers of two.
+/// Powers of two, as [`engine::Stats`] counts them.
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-use Form::{Counter as C, Gauge as G, Histogram as H, Sizes as S};
+use Form::{Counted as E, Counter as C, Gauge as G, Histogram as H};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
@@ -84,21 +81,21 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
-        H(SECONDS),
+        H,
         &["model"],
         "From the arrival of a request to its first token",
     ),
     (
         M::InterTokenLatency,
         "puna_inter_token_latency_seconds",
-        H(TOKEN_SECONDS),
+        E(&engine::GAPS),
         &["model"],
-        "From one token of an answer to the next: the mean of each answer that came to its end",
+        "From one token of an answer to the next; tokens that were guessed come with the one before",
     ),
     (
         M::QueueTime,
         "puna_queue_time_seconds",
-        H(SECONDS),
+        H,
         &["model"],
         "How long a request waited for the engine",
     ),
@@ -119,7 +116,7 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
     (
         M::BatchSize,
         "puna_batch_size",
-        S,
+        E(SIZES),
         &["model"],
         "Sequences in one forward pass",
     ),
@@ -231,7 +228,7 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
     (
         M::HttpDuration,
         "puna_http_request_duration_seconds",
-        H(SECONDS),
+        H,
         &["route"],
         "From the arrival of a request to the end of its answer",
     ),
@@ -273,7 +270,7 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
     (
         M::ModelLoad,
         "puna_model_load_seconds",
-        H(SECONDS),
+        H,
         &["model"],
         "How long it took to load a model for a request",
     ),
@@ -310,15 +307,16 @@ enum Series {
     Counter(Family<Labels, Counter<u64, AtomicU64>>),
     Gauge(Family<Labels, Gauge<i64, AtomicI64>>),
     Histogram(Histograms),
-    Sizes(Family<Labels, Totals>),
+    Counted(Family<Labels, Totals>, &'static [f64]),
 }
 
-/// How often there was which size, up to each of [`SIZES`] and beyond, and the sum of all.
+/// Each bound, how often there was a value up to it that is beyond the one before, and the sum of
+/// all.
 #[derive(Clone, Debug, Default)]
-struct Totals(Arc<Mutex<(Vec<u64>, u64)>>);
+struct Totals(Arc<Mutex<(Vec<(f64, u64)>, f64)>>);
 
 impl Totals {
-    fn get(&self) -> MutexGuard<'_, (Vec<u64>, u64)> {
+    fn get(&self) -> MutexGuard<'_, (Vec<(f64, u64)>, f64)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -329,12 +327,9 @@ impl TypedMetric for Totals {
 
 impl EncodeMetric for Totals {
     fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
-        let (counts, sum) = self.get().clone();
-        let bounds = SIZES.iter().copied().chain([f64::INFINITY]);
-        let counts = counts.into_iter().chain(std::iter::repeat(0));
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let (buckets, sum) = self.get().clone();
         let count = buckets.iter().map(|b| b.1).sum();
-        encoder.encode_histogram::<NoLabelSet>(sum as f64, count, &buckets, None)
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {
@@ -367,15 +362,16 @@ impl Default for Metrics {
                     registry.register(name, help, family.clone());
                     Series::Gauge(family)
                 }
-                H(bounds) => {
-                    let family = Histograms::new_with_constructor(constructor(bounds));
+                H => {
+                    let of_seconds = || Histogram::new(SECONDS.iter().copied());
+                    let family = Histograms::new_with_constructor(of_seconds);
                     registry.register(name, help, family.clone());
                     Series::Histogram(family)
                 }
-                S => {
+                E(bounds) => {
                     let family = Family::default();
                     registry.register(name, help, family.clone());
-                    Series::Sizes(family)
+                    Series::Counted(family, bounds)
                 }
             };
             // What has no labels is there from the beginning, at zero.
@@ -394,22 +390,13 @@ impl Default for Metrics {
     }
 }
 
-/// The family wants a plain function.
-fn constructor(bounds: &'static [f64]) -> fn() -> Histogram {
-    if bounds == SECONDS {
-        || Histogram::new(SECONDS.iter().copied())
-    } else {
-        || Histogram::new(TOKEN_SECONDS.iter().copied())
-    }
-}
-
 impl Series {
     fn touch(&self) {
         match self {
             Series::Counter(family) => drop(family.get_or_create(&Labels::new())),
             Series::Gauge(family) => drop(family.get_or_create(&Labels::new())),
             Series::Histogram(family) => drop(family.get_or_create(&Labels::new())),
-            Series::Sizes(family) => drop(family.get_or_create(&Labels::new())),
+            Series::Counted(family, _) => drop(family.get_or_create(&Labels::new())),
         }
     }
 }
@@ -430,11 +417,13 @@ impl Metrics {
         }
     }
 
-    /// The sizes, which are counted elsewhere: how many up to each power of two to 256 and beyond, and
+    /// The histogram, which is counted elsewhere: how many values up to each bound and beyond, and
     /// their sum.
-    pub fn sizes(&self, metric: Metric, values: &[&str], counts: &[u64], sum: u64) {
-        if let (Series::Sizes(family), labels) = self.find(metric, values) {
-            *family.get_or_create(&labels).get() = (counts.to_vec(), sum);
+    pub fn counted(&self, metric: Metric, values: &[&str], counts: &[u64], sum: f64) {
+        if let (Series::Counted(family, bounds), labels) = self.find(metric, values) {
+            let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+            let counts = counts.iter().copied().chain(std::iter::repeat(0));
+            *family.get_or_create(&labels).get() = (bounds.zip(counts).collect(), sum);
         }
     }
 
@@ -497,7 +486,7 @@ mod tests {
             assert_eq!(metric as usize, i, "{name}");
             assert!(name.starts_with("puna_") && !help.is_empty(), "{name}");
             assert_eq!(form == C, name.ends_with("_total"), "{name}");
-            let seconds = matches!(form, H(_));
+            let seconds = form != E(SIZES) && matches!(form, H | E(_));
             assert_eq!(seconds, name.ends_with("_seconds"), "{name}");
         }
     }
@@ -510,8 +499,8 @@ mod tests {
             match form {
                 C => metrics.add(metric, &values, 3),
                 G => metrics.set(metric, &values, 4),
-                H(_) => metrics.observe(metric, &values, 0.5),
-                S => metrics.sizes(metric, &values, &[0, 1], 2),
+                H => metrics.observe(metric, &values, 0.5),
+                E(_) => metrics.counted(metric, &values, &[0, 1], 2.0),
             }
         }
         let text = metrics.text();
@@ -521,7 +510,7 @@ mod tests {
             let line = match form {
                 C => format!("\n{name}{labels} 3\n"),
                 G => format!("\n{name}{labels} 4\n"),
-                H(_) | S => format!("\n{name}_count{labels} 1\n"),
+                H | E(_) => format!("\n{name}_count{labels} 1\n"),
             };
             assert!(text.contains(&line), "{line} in {text}");
             assert!(text.contains(help), "{help}");
@@ -537,7 +526,7 @@ mod tests {
         metrics.watch(move |m| {
             let n = source.load(Ordering::Relaxed);
             m.total(Metric::Preemptions, &["m"], n);
-            m.sizes(Metric::BatchSize, &["m"], &[n, 0, 1], n + 4);
+            m.counted(Metric::BatchSize, &["m"], &[n, 0, 1], (n + 4) as f64);
         });
         assert!(
             metrics

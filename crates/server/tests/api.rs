@@ -582,10 +582,20 @@ fn metrics_say_what_the_engine_does_now() {
         assert!(Instant::now() < end, "{}", server.get("/metrics", "").body);
     }
     assert!(value("puna_cache_pages_used") >= 1.0);
+    assert!(value("puna_inter_token_latency_seconds_count") > 10.0);
     drop(stream);
     while value("puna_sequences_running") != 0.0 {
         assert!(Instant::now() < end);
     }
+    // Between 40 tokens there are 39 times; a lone token has none.
+    let before = value("puna_inter_token_latency_seconds_count");
+    for tokens in [40, 1] {
+        let body = json!({ "prompt": "a b c", "max_tokens": tokens, "ignore_eos": true });
+        ok(&server, "/v1/completions", &body);
+    }
+    let after = value("puna_inter_token_latency_seconds_count");
+    assert_eq!(after - before, 39.0);
+    assert!(value("puna_inter_token_latency_seconds_sum") > 0.0);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn the_page_of_serving() {
         let form = match form {
             Form::Counter => "counter",
             Form::Gauge => "gauge",
-            Form::Histogram(_) | Form::Sizes => "histogram",
+            Form::Histogram | Form::Counted(_) => "histogram",
         };
         metrics.push_str(&format!(
             "| `{name}` | {form} | {} | {help} |\n",

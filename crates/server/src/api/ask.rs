@@ -149,10 +149,6 @@ fn observe(tally: &Tally, generation: &Generation) {
     let (metrics, id) = (tally.state.metrics(), &tally.model.id);
     let t = &generation.timings;
     metrics.observe(Metric::TimeToFirstToken, &[id], t.first_token_ms / 1e3);
-    if generation.ids.len() > 1 {
-        let each = t.decode_ms / 1e3 / (generation.ids.len() - 1) as f64;
-        metrics.observe(Metric::InterTokenLatency, &[id], each);
-    }
 }
 
 /// An answer, and how it began.

@@ -47,5 +47,8 @@ fn show(metrics: &Metrics, model: &Model) {
     for (metric, total) in totals {
         metrics.total(metric, id, total);
     }
-    metrics.sizes(Metric::BatchSize, id, &stats.batches, stats.chunks);
+    let (sizes, gaps) = (&stats.batches, stats.gaps);
+    metrics.counted(Metric::BatchSize, id, sizes, stats.chunks as f64);
+    let seconds = gaps.sum.as_secs_f64();
+    metrics.counted(Metric::InterTokenLatency, id, &gaps.counts, seconds);
 }
