@@ -20,6 +20,7 @@ EXAMPLES = int(os.environ.get("PUNA_SCHEMA_EXAMPLES") or "150")
 NEEDED = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "Hi", "max_tokens": 2},
+    "/infill": {"input_prefix": "Hi", "max_tokens": 2},
     "/v1/embeddings": {"input": "Hi"},
     "/v1/rerank": {"query": "Hi", "documents": ["a", "b"]},
     "/rerank": {"query": "Hi", "documents": ["a", "b"]},
@@ -42,6 +43,10 @@ def try_all(operation, key, seen):
         if sense and isinstance(case.body, dict):
             # All that is needed, and one field at most that may be wrong.
             case.body = dict(itertools.islice(case.body.items(), 1)) | NEEDED.get(operation.path, {})
+        if "max_tokens" in NEEDED.get(operation.path, {}) and isinstance(case.body, dict):
+            # What fits the document would be answered to the end of the context.
+            case.body["max_tokens"] = 2
+            case.body.pop("max_completion_tokens", None)
         answer = case.call(headers={"Authorization": f"Bearer {key}"}, timeout=120)
         seen[answer.status_code] += 1
         assert answer.status_code < 500 or answer.status_code == 503, f"{answer.status_code} {answer.text[:300]}\n{case.as_curl_command()}"

@@ -137,6 +137,11 @@ impl SamplerParams {
         }
     }
 
+    /// The names of the real-valued fields, with their inclusive limits.
+    pub fn limits() -> impl Iterator<Item = (&'static str, f32, f32)> {
+        LIMITS.iter().map(|&(name, _, low, high)| (name, low, high))
+    }
+
     /// Checks every field.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The OpenAPI document and its page, both made of the table of routes.
 
+mod types;
+
 use axum::http::Method;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -7,7 +9,9 @@ use serde_json::{Value, json};
 use crate::api;
 use crate::auth::Access;
 use crate::error::KINDS;
+use crate::metrics;
 use crate::pages::{escape, page};
+use crate::principal::Scope;
 use crate::router::{Route, routes};
 
 /// (path, parameter, type, what it says): the parameters in queries.
@@ -118,25 +122,72 @@ fn operation(route: &Route) -> Value {
         Access::Known => json!([{ "key": [] }]),
         Access::Needs(scope) => json!([{ "key": [scope.name()] }]),
     };
+    let mut content = json!({});
+    for media in media(route) {
+        content[media] = json!({});
+    }
+    let refused = || json!({ "$ref": "#/components/responses/Error" });
+    let mut responses = json!({ "200": { "description": "Done", "content": content } });
+    for status in refusals(route) {
+        responses[status.to_string()] = refused();
+    }
+    responses["default"] = refused();
     let mut operation = json!({
         "summary": route.about,
         "parameters": parameters,
         "security": security,
-        "responses": { "200": { "description": "Done" }, "default": { "$ref": "#/components/responses/Error" } },
+        "responses": responses,
     });
     if route.method == Method::POST {
-        let mut fields = json!({});
-        for (name, about) in api::fields(route.path) {
-            fields[name] = json!({ "description": about });
-        }
-        let mut schema = json!({ "type": "object", "properties": fields });
-        if route.path == "/lora-adapters" {
-            schema = json!({ "type": "array", "items": schema });
-        }
+        let schema = types::body(route.path, &api::fields(route.path));
         operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     }
     operation
+}
+
+/// The types of content that a route answers with.
+fn media(route: &Route) -> Vec<&'static str> {
+    const JSON: &str = "application/json";
+    let streams = || api::fields(route.path).iter().any(|f| f.0 == "stream");
+    match route.path {
+        "/" | "/docs" => vec!["text/html"],
+        "/metrics" => metrics::CONTENT_TYPE.split(';').take(1).collect(),
+        "/admin/usage" => vec![JSON, "text/csv"],
+        _ if streams() => vec![JSON, "text/event-stream"],
+        _ => vec![JSON],
+    }
+}
+
+/// The statuses that a route refuses with, beside those of bugs.
+fn refusals(route: &Route) -> Vec<u16> {
+    let posts = route.method == Method::POST;
+    let inference = route.access == Access::Needs(Scope::Inference);
+    let fields = if posts {
+        api::fields(route.path)
+    } else {
+        Vec::new()
+    };
+    // A list loads no model, so it knows none that is missing.
+    let query = PARAMETERS
+        .iter()
+        .any(|p| (p.0, p.1) == (route.path, "model"))
+        && posts;
+    let names = query || route.path.contains('{') || fields.iter().any(|f| f.0 == "model");
+    let can = [
+        // Hosts and origins that make no sense or are not allowed.
+        (400, true),
+        (401, route.access != Access::Anyone),
+        (403, true),
+        (404, names),
+        (408, !fields.is_empty()),
+        (413, posts),
+        (415, posts),
+        (429, inference),
+        (503, route.path != "/health"),
+    ];
+    let can = can.into_iter().filter(|(_, can)| *can);
+    can.map(|(status, _)| status).collect()
 }
 
 pub(crate) async fn serve() -> axum::Json<Value> {

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::models::{chunks, events, ok, post, serve, serve_models, tiny, with_tokenizer};
+use common::models::{chunks, events, filler, ok, post, serve, serve_models, tiny};
 use common::{Server, logged};
 use serde_json::{Value, json};
 use text::Tokenizer;
@@ -136,29 +136,9 @@ fn what_cannot_be_ranked_is_refused_before_it_runs() {
     assert_eq!(answer.json()["error"]["param"], "documents");
 }
 
-/// The tiny model behind a vocabulary that has marks for infill.
-fn filler() -> Server {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fixtures/reference/models/llama3/tokenizer.json");
-    let mut json = std::fs::read_to_string(path).unwrap();
-    for (old, new) in [
-        ("<|image|>", "<|fim_prefix|>"),
-        ("<|r0|>", "<|fim_suffix|>"),
-        ("<|r1|>", "<|fim_middle|>"),
-    ] {
-        assert!(json.contains(old));
-        json = json.replace(old, new);
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tokenizer.json");
-    std::fs::write(&file, json).unwrap();
-    let model = with_tokenizer(512, Tokenizer::open(&file).unwrap());
-    serve_models(vec![model], false, logged().0)
-}
-
 #[test]
 fn a_gap_is_filled() {
-    let server = filler();
+    let server = filler(logged().0);
     let ids = |text: &str| -> Vec<u64> {
         let answer = ok(
             &server,
@@ -447,7 +427,7 @@ fn clients_defaults_pass() {
 /// Whatever stands in a body, the answer is a status and never a bug.
 #[test]
 fn no_body_is_a_bug() {
-    let server = filler();
+    let server = filler(logged().0);
     let document = server::document();
     let values = [
         json!(null),

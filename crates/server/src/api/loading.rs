@@ -209,7 +209,10 @@ async fn loaded(
 async fn unload_by_vllms_names(call: Call) -> Result<Response, ApiError> {
     check(&call.body, &["model", "lora_name"])?;
     let id = text(&call.body, "lora_name")?;
-    let model = call.body.get("model").and_then(Value::as_str);
+    let model = match call.body.get("model") {
+        None | Some(Value::Null) => None,
+        Some(_) => Some(text(&call.body, "model")?),
+    };
     let model = holder(&call.served, model, id)?;
     model.adapters.unload(id)?;
     call.state.account(&call.who, &model.id, id, 0, 0, None);

@@ -47,6 +47,26 @@ pub fn with_tokenizer(context: usize, tokenizer: Tokenizer) -> Model {
     }
 }
 
+/// The tiny model behind a vocabulary that has marks for infill.
+pub fn filler(settings: Settings) -> Server {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/reference/models/llama3/tokenizer.json");
+    let mut json = std::fs::read_to_string(path).unwrap();
+    for (old, new) in [
+        ("<|image|>", "<|fim_prefix|>"),
+        ("<|r0|>", "<|fim_suffix|>"),
+        ("<|r1|>", "<|fim_middle|>"),
+    ] {
+        assert!(json.contains(old));
+        json = json.replace(old, new);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    std::fs::write(&file, json).unwrap();
+    let model = with_tokenizer(512, Tokenizer::open(&file).unwrap());
+    serve_models(vec![model], false, settings)
+}
+
 /// `made-N` is an adapter of random numbers, no two alike.
 pub fn made(scheduler: &Scheduler, word: &str) -> Result<(Adapter, f32), ApiError> {
     let seed: Option<u32> = word.strip_prefix("made-").and_then(|n| n.parse().ok());
