@@ -15,7 +15,8 @@ use model::{Batch, Cache, Chunk, ChunkOut, PAGE, Rows, Seq, Weights};
 use text::Tokenizer;
 
 use crate::error::Error;
-use crate::prefix::{Prefixes, Root, agreement};
+use crate::prefix::{Prefixes, agreement};
+use crate::root::Root;
 use crate::sampler::Sampler;
 use crate::session::Adaptation;
 

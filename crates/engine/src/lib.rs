@@ -37,6 +37,7 @@ mod perplexity;
 mod prefix;
 pub mod random;
 mod request;
+mod root;
 pub mod sampler;
 mod scan;
 mod scheduler;
@@ -52,8 +53,8 @@ pub use generate::{Event, FinishReason, GenerateParams, Generation, Timings, Usa
 pub use kl::{KlComparison, KlHeader, KlReader, KlRow, KlStats, KlStorage, KlWriter};
 pub use params::{SamplerParams, eog_from_generation_config};
 pub use perplexity::{Perplexity, PerplexityParams, ScoredRow, perplexity, scored_per_chunk};
-pub use prefix::{Miss, Root, Why};
 pub use request::{Cancel, Pooling, Replies, Request, Start, Update, Want};
+pub use root::{Miss, Root, Why};
 pub use sampler::Sampler;
 pub use scheduler::{
     Beside, DraftModel, GAPS, Gaps, KeptIn, Promise, Scheduler, SchedulerParams, Stats,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::channel::Receiver;
 use crate::error::Error;
 use crate::generate::{GenerateParams, Generation};
-use crate::prefix::{Miss, Root};
+use crate::root::{Miss, Root};
 use crate::score::TokenLogprob;
 
 /// One sequence to run.

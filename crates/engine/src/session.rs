@@ -16,7 +16,7 @@ use text::Tokenizer;
 
 use crate::error::Error;
 use crate::helper::{Helper, Shadow};
-use crate::prefix::Root;
+use crate::root::Root;
 
 /// What a callback wants: go on, or stop at the next safe place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
