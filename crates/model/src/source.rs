@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use files::gguf::{Gguf, Metadata};
 use files::{Blob, Dtype, Tensor, TensorInfo};
+use kernels::Type;
 
 use crate::merge::Merge;
 
@@ -88,7 +89,19 @@ impl Piece {
 
     /// Bytes in the old file.
     pub(crate) fn bytes_now(&self) -> u64 {
-        self.info().bytes().unwrap_or_default() as u64
+        match self.grain() {
+            1 => self.info().bytes().unwrap_or_default() as u64,
+            // Blocks lie along the old rows.
+            _ => self.tensor.data.len() as u64,
+        }
+    }
+
+    /// Rows that come out of blocks together: more than one where they are columns of blocks.
+    pub(crate) fn grain(&self) -> usize {
+        match self.order {
+            Order::Turned { .. } => self.dtype().block_len(),
+            _ => 1,
+        }
     }
 
     /// Values in a row; 1 for a scalar, and for a bias whose values move as rows do.
@@ -143,8 +156,39 @@ impl Piece {
         out
     }
 
+    /// The values of some rows, in their new order. Where the [`Piece::grain`] is more than one, they
+    /// are whole grains of one matrix.
+    pub(crate) fn values(
+        &self,
+        ty: Type,
+        rows: Range<usize>,
+        to: &mut [f32],
+    ) -> Result<(), kernels::Error> {
+        let (grain, wide) = (self.grain(), self.cols());
+        let Order::Turned { first, width } = self.order else {
+            return kernels::dequantize(ty, &self.bytes(rows), to);
+        };
+        if grain == 1 {
+            return kernels::dequantize(ty, &self.bytes(rows), to);
+        }
+        let (matrix, row) = (
+            rows.start / self.matrix_rows(),
+            rows.start % self.matrix_rows(),
+        );
+        let bytes = |values: usize| values / grain * self.dtype().block_bytes();
+        let mut line = vec![0.0; rows.len()];
+        for col in 0..wide {
+            let at = bytes((matrix * wide + col) * width) + bytes(first + row);
+            let read = self.tensor.data.read(at..at + bytes(rows.len()));
+            kernels::dequantize(ty, &read, &mut line)?;
+            let column = to.iter_mut().skip(col).step_by(wide);
+            column.zip(&line).for_each(|(to, x)| *to = *x);
+        }
+        Ok(())
+    }
+
     /// Rows of one matrix.
-    fn matrix_rows(&self) -> usize {
+    pub(crate) fn matrix_rows(&self) -> usize {
         let above = self.tensor.shape.iter().rev().nth(1);
         above.copied().unwrap_or(1).max(1)
     }

@@ -11,7 +11,7 @@ use files::{Dtype, Tensor, Tensors};
 use kernels::{Compute, Type};
 use model::convert::{Input, write_safetensors};
 use model::quantize::{Collector, Imatrix, Wanted, plan, write};
-use model::{Config, Site, Source};
+use model::{Config, Scaling, Site, Source};
 
 fn wanted(ty: Option<&str>) -> Wanted<'_> {
     Wanted {
@@ -41,6 +41,13 @@ fn to_hf(input: &Input, ty: Option<Type>, out: &Path) -> HfDir {
     let weights = out.join("model.safetensors");
     write_safetensors(&source, &steps, &weights, 2, &mut |_| true).unwrap();
     HfDir::open(out).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    let ty: Type = t.dtype.name().parse().unwrap();
+    let mut out = vec![0.0; t.shape.iter().product()];
+    kernels::dequantize(ty, &t.data, &mut out).unwrap();
+    out
 }
 
 fn assert_same(a: &Tensors, b: &Tensors, what: &str) {
@@ -375,6 +382,80 @@ fn mixtral_there_and_back_is_the_same() {
         .hf(None, Vec::new())
         .unwrap_err();
     assert!(error.to_string().contains("ffn_up_exps"), "{error}");
+}
+
+/// The experts of each layer are turned round and put together again; from blocks too.
+#[test]
+fn llama4_there_and_back_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = HfDir::open(fixture("models/llama4_text")).unwrap();
+    let gguf = Gguf::open(fixture("gguf/llama4_text.f32.gguf")).unwrap();
+    let input = Input::Gguf(Box::new(gguf));
+    let back = to_hf(&input, None, &folder.path().join("back"));
+    assert_same(&dir.tensors, &back.tensors, "llama4");
+    let before = input.config().unwrap();
+    let after = Config::from_hf(&back.config).unwrap();
+    let rope = before.rope.clone();
+    assert_eq!(
+        before,
+        Config {
+            eos: before.eos.clone(),
+            bos: before.bos,
+            rope,
+            ..after.clone()
+        }
+    );
+    let divisors = |c: &Config| match &c.rope.scaling {
+        Scaling::Divisors(d) => d.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(after.rope.theta, before.rope.theta);
+    assert!(back.config["floor_scale"].is_u64(), "transformers insists");
+    let again = Input::open(&folder.path().join("back")).unwrap();
+    let again = to_gguf(
+        &again.gguf(Vec::new()).unwrap(),
+        None,
+        &folder.path().join("again.gguf"),
+    );
+    let again = Config::from_gguf(&again).unwrap();
+    assert_eq!(divisors(&again), divisors(&before));
+
+    for recipe in ["Q8_0", "Q4_K_M"] {
+        let path = folder.path().join(format!("{recipe}.gguf"));
+        let source = input.gguf(Vec::new()).unwrap();
+        let blocks = to_gguf(&source, Some(recipe), &path);
+        let quantised = blocks.tensors.get("blk.1.ffn_gate_exps.weight").unwrap();
+        assert!(quantised.dtype.is_quantized(), "{recipe}");
+        let out = folder.path().join(recipe);
+        let plain = to_hf(&Input::open(&path).unwrap(), Some(Type::F32), &out);
+        let [d, f] = [64, 96];
+        for (layer, (name, parts)) in [1, 3].into_iter().flat_map(|i| {
+            [
+                ("gate_up_proj", vec!["gate", "up"]),
+                ("down_proj", vec!["down"]),
+            ]
+            .map(|p| (i, p))
+        }) {
+            let got = plain
+                .tensors
+                .get(&format!("model.layers.{layer}.feed_forward.experts.{name}"))
+                .unwrap();
+            let (out, width) = if parts.len() == 2 { (f, d) } else { (d, f) };
+            assert_eq!(got.shape, [4, width, parts.len() * out]);
+            let got = values(got);
+            for (p, part) in parts.iter().enumerate() {
+                let t = blocks
+                    .tensors
+                    .get(&format!("blk.{layer}.ffn_{part}_exps.weight"));
+                let due = values(t.unwrap());
+                for (i, x) in due.into_iter().enumerate() {
+                    let (expert, row, col) = (i / (out * width), i / width % out, i % width);
+                    let at = (expert * width + col) * parts.len() * out + p * out + row;
+                    assert_eq!(got[at], x, "{recipe} {layer} {part} {i}");
+                }
+            }
+        }
+    }
 }
 
 /// The configuration of a directory changed, its other files as they are.

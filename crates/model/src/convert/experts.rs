@@ -1,5 +1,5 @@
 //! Experts of a Hugging Face directory as GGUF has them (one tensor `[experts, out, in]` for each of
-//! gate, up and down), and those of a GGUF as Mixtral's directories have them.
+//! gate, up and down), and those of a GGUF as the directories of Mixtral and Llama 4 have them.
 
 use std::collections::HashSet;
 
@@ -26,13 +26,7 @@ pub(super) fn stacks(
     let (Some(names), Some(e)) = (&from.experts, &config.experts) else {
         return Ok((found, read));
     };
-    let each = match &to.experts {
-        Some(to) => match &to.stack {
-            Stack::Each(before, ends) => Some((*before, *ends)),
-            _ => None,
-        },
-        None => None,
-    };
+    let wanted = to.experts.as_ref().map(|to| &to.stack);
     let (d, f) = (config.hidden, e.ffn);
     for layer in (0..config.layers).filter(|i| config.experts_of(*i).is_some()) {
         let inside = |part: &str| format!("{prefix}{}{layer}.{part}", from.block);
@@ -66,14 +60,22 @@ pub(super) fn stacks(
                 found.push(turned(name(2), down, [count, d, f], (0, d))?);
             }
             Stack::Apart(parts) => {
-                let Some((before, ends)) = each else {
-                    return Err(Error::NotImplemented("experts here".into()));
-                };
-                for (part, shape) in [[f, d], [f, d], [d, f]].into_iter().enumerate() {
-                    let whole = need(inside(&format!("{}.weight", parts[part])))?;
-                    let one =
-                        |n: usize| format!("{}{layer}.{before}{n}.{}.weight", to.block, ends[part]);
-                    found.extend(cut(whole, e.count, shape, one)?);
+                let mut whole = |part: usize| need(inside(&format!("{}.weight", parts[part])));
+                let all = [whole(0)?, whole(1)?, whole(2)?];
+                let name = |part: &str| format!("{}{layer}.{part}", to.block);
+                match wanted {
+                    Some(Stack::Each(before, ends)) => {
+                        for ((t, end), shape) in all.iter().zip(ends).zip([[f, d], [f, d], [d, f]])
+                        {
+                            let one = |n: usize| name(&format!("{before}{n}.{end}.weight"));
+                            found.extend(cut(t, e.count, shape, one)?);
+                        }
+                    }
+                    Some(Stack::Fused([both, down])) => {
+                        found.push(fused(name(both), &all[..2], [e.count, f, d])?);
+                        found.push(fused(name(down), &all[2..], [e.count, d, f])?);
+                    }
+                    _ => return Err(Error::NotImplemented("experts here".into())),
                 }
             }
         }
@@ -92,6 +94,37 @@ fn joined(name: String, all: &[&Tensor], shape: [usize; 2]) -> Result<Piece> {
     let data = Blob::join(all.iter().map(|t| t.data.clone()).collect());
     let shape = vec![all.len(), shape[0], shape[1]];
     Ok(Piece::same(Tensor::new(name, dtype, shape, data)?))
+}
+
+/// The matrices `[out, in]` of each expert, of one tensor or of several behind each other, as columns.
+fn fused(name: String, parts: &[&Tensor], [count, out, width]: [usize; 3]) -> Result<Piece> {
+    let mut matrices = Vec::new();
+    for t in parts {
+        let one = |n: usize| format!("{name} {n}");
+        let all = cut(t, count, [out, width], one)?;
+        matrices.push(all);
+        if t.dtype != parts[0].dtype {
+            let what = format!(
+                "is {}, and {} is {}",
+                t.dtype, parts[0].name, parts[0].dtype
+            );
+            return Err(wrong(&t.name, what + ", but one tensor is to hold both"));
+        }
+        if !width.is_multiple_of(t.dtype.block_len()) {
+            return Err(wrong(&t.name, "has rows that are no whole blocks"));
+        }
+    }
+    let blobs = (0..count).flat_map(|n| matrices.iter().map(move |m| m[n].tensor.data.clone()));
+    let tensor = Tensor {
+        name,
+        dtype: parts[0].dtype,
+        shape: vec![count, width, parts.len() * out],
+        data: Blob::join(blobs.collect()),
+    };
+    Ok(Piece {
+        order: Order::Turned { first: 0, width },
+        ..Piece::same(tensor)
+    })
 }
 
 /// A matrix for each expert of one tensor.

@@ -14,7 +14,7 @@ use kernels::{Activation, Gate, RopeLayout};
 use serde_json::{Value as Json, json};
 
 use crate::arch::Arch;
-use crate::config::{Config, Experts, RopeConfig, Scaling};
+use crate::config::{Config, Experts, Llama4, RopeConfig, Scaling};
 use crate::config_gguf;
 use crate::error::{Error, Result};
 use crate::names::Names;
@@ -210,10 +210,10 @@ fn unsaid(scaling: &Scaling, file: &str) -> Error {
     Error::NotImplemented(format!("rope scaling {name} in {file}"))
 }
 
-/// Of the architectures, config.json is written for one only, with experts as Mixtral has them or without.
+/// config.json is written for Llamas, with experts as Mixtral has them or without, and for Llama 4.
 fn only_llama(c: &Config) -> Result<()> {
     let what = match (c.arch, &c.experts) {
-        (Arch::Llama, None) => return Ok(()),
+        (Arch::Llama, None) | (Arch::Llama4, _) => return Ok(()),
         (Arch::Llama, Some(e)) if as_mixtral(c, e) => return Ok(()),
         (Arch::Llama, Some(_)) => "experts that are not Mixtral's".to_owned(),
         (other, _) => format!("the architecture {}", other.name()),
@@ -265,7 +265,9 @@ fn config_json(c: &Config, dtype: Dtype) -> Result<Json> {
         "torch_dtype": config_dtype(dtype),
         "vocab_size": c.vocab,
     });
-    if let Some(e) = &c.experts {
+    if let Some(l) = &c.llama4 {
+        llama4_json(&mut json, c, l);
+    } else if let Some(e) = &c.experts {
         json["architectures"] = json!(["MixtralForCausalLM"]);
         json["model_type"] = "mixtral".into();
         json["intermediate_size"] = e.ffn.into();
@@ -274,6 +276,44 @@ fn config_json(c: &Config, dtype: Dtype) -> Result<Json> {
         json["sliding_window"] = Json::Null;
     }
     Ok(json)
+}
+
+/// What transformers' Llama4ForCausalLM has beside, and in place of, the keys of a Llama.
+fn llama4_json(json: &mut Json, c: &Config, l: &Llama4) {
+    let kind = |chunked: &bool| match chunked {
+        true => "chunked_attention",
+        false => "full_attention",
+    };
+    let on = |e: &Experts| -> Vec<usize> { (0..c.layers).filter(|i| e.layers[*i]).collect() };
+    let experts = c.experts.as_ref();
+    let more = json!({
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "attention_chunk_size": l.chunk,
+        "attn_temperature_tuning": l.temperature.is_some(),
+        "attn_scale": l.temperature.map_or(0.1, |t| t.scale),
+        "floor_scale": whole(l.temperature.map_or(8192.0, |t| t.floor)),
+        "intermediate_size": experts.map_or(c.ffn, |e| e.ffn),
+        "intermediate_size_mlp": c.ffn,
+        "layer_types": l.chunked.iter().map(kind).collect::<Vec<_>>(),
+        "moe_layers": experts.map_or_else(Vec::new, on),
+        "no_rope_layers": l.rotates.iter().map(|on| usize::from(*on)).collect::<Vec<_>>(),
+        "num_experts_per_tok": experts.map_or(1, |e| e.used),
+        "num_local_experts": experts.map_or(1, |e| e.count),
+        "use_qk_norm": l.qk_norm,
+    });
+    if let (Some(json), Json::Object(more)) = (json.as_object_mut(), more) {
+        json.extend(more);
+        json.remove("mlp_bias");
+    }
+}
+
+/// A number that transformers wants as a whole one, if it is.
+fn whole(x: f64) -> Json {
+    match x as i64 {
+        n if n as f64 == x => json!(n),
+        _ => json!(x),
+    }
 }
 
 /// A number that was an f32, in the fewest digits that give it back.
@@ -313,15 +353,15 @@ fn rope_scaling(rope: &RopeConfig) -> Result<Json> {
     })
 }
 
-/// The llama3 scaling that has these divisors. Its published models differ in the factor and the
-/// original context only.
+/// The llama3 scaling that has these divisors. Its published models differ in the factor, the
+/// original context, and in Llama 4 the higher of the two frequencies.
 fn llama3(rope: &RopeConfig, divisors: &[f32]) -> Result<Json> {
     let factor = divisors.iter().fold(1.0f32, |a, d| a.max(*d));
-    let same = |original: f64| {
+    let same = |(high, original): (f64, f64)| {
         let scaling = Scaling::Llama3 {
             factor: f64::from(factor),
             low: 1.0,
-            high: 4.0,
+            high,
             original,
         };
         let tried = RopeConfig {
@@ -331,8 +371,9 @@ fn llama3(rope: &RopeConfig, divisors: &[f32]) -> Result<Json> {
         let pairs = tried.llama3_divisors().into_iter().zip(divisors);
         pairs.fold(0.0f32, |off, (a, b)| off.max((a / b - 1.0).abs())) < 1e-4
     };
-    let original = (4..=24).map(|k| f64::from(1u32 << k)).find(|o| same(*o));
-    let original = original.ok_or_else(|| {
+    let originals = || (4..=24).map(|k| f64::from(1u32 << k));
+    let mut all = { [4.0, 1.0].into_iter() }.flat_map(|high| originals().map(move |o| (high, o)));
+    let (high, original) = all.find(|tried| same(*tried)).ok_or_else(|| {
         Error::NotImplemented(
             "`rope_freqs.weight` that is no llama3 scaling, in config.json".into(),
         )
@@ -341,7 +382,7 @@ fn llama3(rope: &RopeConfig, divisors: &[f32]) -> Result<Json> {
         "rope_type": "llama3",
         "factor": shortest(f64::from(factor)),
         "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
+        "high_freq_factor": high,
         "original_max_position_embeddings": original as u64,
     }))
 }

@@ -296,7 +296,7 @@ pub(crate) fn store(
     let work = |rows: Range<usize>| {
         let weights = importance.map(|w| &w[rows.start / matrix * cols..][..cols]);
         let mut values = vec![0.0; rows.len() * cols];
-        kernels::dequantize(from, &piece.bytes(rows.clone()), &mut values)?;
+        piece.values(from, rows.clone(), &mut values)?;
         piece.merge(rows, &mut values);
         let mut bytes = vec![0; ty.row_bytes(values.len()).unwrap_or_default()];
         let found = kernels::quantize(ty, cols, &values, weights, &mut bytes)?;
@@ -319,9 +319,18 @@ pub(crate) fn store(
     Ok(())
 }
 
-/// The rows of a tensor in pieces that a thread takes at once; each lies in one of `parts` equal parts.
+/// The rows of a tensor in pieces that a thread takes at once; each lies in one of `parts` equal parts,
+/// and in one matrix where it takes several rows to read one.
 fn chunks(piece: &Piece, parts: usize) -> Vec<Range<usize>> {
-    let (rows, at_once) = (piece.rows() / parts, (CHUNK / piece.cols().max(1)).max(1));
+    let parts = match piece.grain() {
+        1 => parts,
+        _ => piece.rows() / piece.matrix_rows(),
+    };
+    let at_once = (CHUNK / piece.cols().max(1)).max(1);
+    let (rows, at_once) = (
+        piece.rows() / parts.max(1),
+        at_once.next_multiple_of(piece.grain()),
+    );
     let part = |p: usize| {
         let end = (p + 1) * rows;
         let starts = (p * rows..end).step_by(at_once);
