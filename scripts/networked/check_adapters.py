@@ -65,3 +65,9 @@ with tempfile.TemporaryDirectory() as folder:
         got = AutoTokenizer.from_pretrained(back)(text)["input_ids"]
         if got != AutoTokenizer.from_pretrained(base)(text)["input_ids"]:
             sys.exit(f"transformers, {name} exported: other tokens")
+    mixtral = Path(folder) / "mixtral.gguf"
+    puna("convert", REFERENCE.parent / "experts/mixtral", mixtral)
+    for name, gguf in [("mixtral", mixtral), ("llama4", REFERENCE / "gguf/llama4_text.f32.gguf")]:
+        back = Path(folder) / f"{name}-directory"
+        puna("convert", gguf, back)
+        same(f"transformers, {name} from a GGUF", theirs(opened(back)), ours(folder, gguf))
