@@ -20,7 +20,7 @@ pub struct Event {
     pub at: u64,
     /// The request's id; empty for commands.
     pub request: String,
-    /// The key's id; `local` without a key.
+    /// The key's id; `local` without a key, `refused` for a key that opens nothing.
     pub key: String,
     /// The route; for commands their name.
     pub route: String,

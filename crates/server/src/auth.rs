@@ -115,10 +115,17 @@ pub(crate) async fn admitted(
     let tracked = request.extensions().get::<Arc<Tracked>>().cloned();
     let tracked =
         tracked.ok_or_else(|| ApiError::new(Kind::Internal, "the request was not tracked"))?;
-    let principal = principal(state, request.headers(), tracked.clone())?;
+    let kept = matches!(access, Access::Needs(scope) if scope != Scope::Metrics);
+    let principal = principal(state, request.headers(), tracked.clone());
+    if principal.as_ref().is_err_and(|e| e.kind == Kind::Key)
+        && presented(request.headers()).is_some()
+    {
+        state.refused(&tracked, kept);
+    }
+    let principal = principal?;
     tracked.notes().key = principal.key.to_string();
     if let Access::Needs(scope) = access {
-        if scope != Scope::Metrics {
+        if kept {
             state.begin(&tracked).await?;
         }
         if !principal.may(scope) {

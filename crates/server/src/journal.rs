@@ -7,7 +7,7 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -29,6 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end waits for what is left to be written.
 const LAST: Duration = Duration::from_secs(5);
 
+/// Rows of refused keys in a minute: whoever has no key must not fill the disk.
+const REFUSED: u32 = 10;
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// A request's place in the queue.
 pub(crate) type Place = mpsc::OwnedPermit<Event>;
 
@@ -37,6 +41,8 @@ pub(crate) struct Journal {
     queue: Mutex<Option<mpsc::Sender<Event>>>,
     trouble: Arc<Mutex<Option<String>>>,
     done: Mutex<Receiver<()>>,
+    /// Rows of refused keys since then.
+    refused: Mutex<(Instant, u32)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -60,6 +66,7 @@ impl Journal {
             queue: Mutex::new(Some(queue)),
             trouble,
             done: Mutex::new(when_done),
+            refused: Mutex::new((Instant::now(), 0)),
         })
     }
 
@@ -87,6 +94,19 @@ impl Journal {
         let queue = lock(&self.queue).clone();
         if queue.is_none_or(|queue| queue.try_send(event).is_err()) {
             tracing::error!("usage that came late could not be written down");
+        }
+    }
+
+    /// Writes down that a key was refused, unless there is no room or this minute had its rows: who
+    /// has no key is no reason to wait.
+    pub(crate) fn refused(&self, event: Event) {
+        let mut rows = lock(&self.refused);
+        if rows.0.elapsed() >= MINUTE {
+            *rows = (Instant::now(), 0);
+        }
+        let queue = lock(&self.queue).clone().filter(|_| rows.1 < REFUSED);
+        if queue.is_some_and(|queue| queue.try_send(event).is_ok()) {
+            rows.1 += 1;
         }
     }
 

@@ -46,6 +46,7 @@ pub enum Metric {
     HttpInFlight,
     HttpConnections,
     HttpErrors,
+    RefusedKeys,
     StateWriteErrors,
     ModelsLoaded,
     ModelLoad,
@@ -77,7 +78,7 @@ use Form::{Counted as E, Counter as C, Gauge as G, Histogram as H};
 use Metric as M;
 
 /// (metric, name as it is scraped, form, labels, what it says).
-pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
+pub const METRICS: [(Metric, &str, Form, &[&str], &str); 32] = [
     (
         M::TimeToFirstToken,
         "puna_time_to_first_token_seconds",
@@ -254,6 +255,13 @@ pub const METRICS: [(Metric, &str, Form, &[&str], &str); 31] = [
         "Requests that ended in an error, by its code",
     ),
     (
+        M::RefusedKeys,
+        "puna_refused_keys_total",
+        C,
+        &[],
+        "Requests with a key that is unknown, revoked or past its time",
+    ),
+    (
         M::StateWriteErrors,
         "puna_state_write_errors_total",
         C,
@@ -313,10 +321,12 @@ enum Series {
 /// Each bound, how often there was a value up to it that is beyond the one before, and the sum of
 /// all.
 #[derive(Clone, Debug, Default)]
-struct Totals(Arc<Mutex<(Vec<(f64, u64)>, f64)>>);
+struct Totals(Arc<Mutex<Total>>);
+
+type Total = (Vec<(f64, u64)>, f64);
 
 impl Totals {
-    fn get(&self) -> MutexGuard<'_, (Vec<(f64, u64)>, f64)> {
+    fn get(&self) -> MutexGuard<'_, Total> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

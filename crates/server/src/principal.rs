@@ -89,6 +89,9 @@ pub struct Principal {
 /// The id of the one who needs no key.
 pub const LOCAL: &str = "local";
 
+/// The key's id in the audit log for a key that opens nothing.
+pub(crate) const REFUSED: &str = "refused";
+
 impl Principal {
     /// May it?
     #[must_use]

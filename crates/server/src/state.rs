@@ -13,7 +13,7 @@ use crate::error::{ApiError, Error, Kind};
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::metrics::{Metric, Metrics};
-use crate::principal::Principal;
+use crate::principal::{Principal, REFUSED};
 use crate::quota::Meter;
 use crate::request::Tracked;
 use crate::settings::{Auth, Settings};
@@ -176,6 +176,17 @@ impl State {
         let place = self.0.journal.place().await?;
         tracked.notes().place = Some(place);
         Ok(())
+    }
+
+    /// A key was presented that opens nothing. It is counted, and where keys that open something
+    /// are written down, so is this one; never the key itself.
+    pub(crate) fn refused(&self, tracked: &Tracked, kept: bool) {
+        self.metrics().add(Metric::RefusedKeys, &[], 1);
+        if kept {
+            let mut event = tracked.event(&tracked.notes(), 401);
+            REFUSED.clone_into(&mut event.key);
+            self.0.journal.refused(event);
+        }
     }
 
     /// Lets a request to the engine, if its key has something left and there is room. The room is

@@ -3,12 +3,9 @@
 
 mod common;
 
-use std::path::Path;
-
 use common::models::{chunks, events, filler, ok, post, serve, serve_models, tiny};
 use common::{Server, logged};
 use serde_json::{Value, json};
-use text::Tokenizer;
 
 const DOCUMENTS: [&str; 3] = [
     "The harbour was full of small boats.",

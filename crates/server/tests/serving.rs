@@ -288,6 +288,45 @@ fn usage_and_audit_are_what_happened() {
     assert_eq!(lost["ok"], false);
 }
 
+/// Refused keys are in the audit log, some of them: strangers do not fill it, and what they sent as
+/// a key is nowhere.
+#[test]
+fn refused_keys_are_written_down_within_bounds() {
+    let server = start(Settings {
+        api_keys: server::parse_file("0123456789abcdef boss admin,inference,metrics", 0).unwrap(),
+        ..Settings::default()
+    });
+    let wrong = "nobodys-secret-0123456789";
+    post(&server, "", "{}").refused(401, "invalid_api_key");
+    for _ in 0..12 {
+        post(&server, wrong, "{}").refused(401, "invalid_api_key");
+    }
+    for path in ["/", "/metrics", "/nothing", "/admin/audit"] {
+        server.get(path, wrong).refused(401, "invalid_api_key");
+    }
+    let boss = "0123456789abcdef";
+    assert_eq!(post(&server, boss, "{\"tokens\":5}").status, 200);
+    let rows = audited(&server, 11);
+    let (last, refused) = rows.split_last().unwrap();
+    assert_eq!((last.status, last.completion_tokens), (200, 5));
+    for row in refused {
+        assert_eq!((&*row.key, &*row.route), ("refused", "/chat"), "{row:?}");
+        assert_eq!((row.status, row.prompt_tokens), (401, 0));
+    }
+    assert_eq!(server.store().usage(0, u64::MAX).unwrap().len(), 1);
+    server.store().verify(None).unwrap();
+    let metrics = server.get("/metrics", boss).body;
+    assert!(
+        metrics.contains("puna_refused_keys_total{} 16\n"),
+        "{metrics}"
+    );
+    for file in std::fs::read_dir(server.folder.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let found = bytes.windows(wrong.len()).any(|w| w == wrong.as_bytes());
+        assert!(!found, "the presented key is on the disk");
+    }
+}
+
 #[test]
 fn a_client_that_leaves_is_written_down() {
     let server = start(Settings::default());
