@@ -177,6 +177,62 @@ fn settings_of_the_server() {
     }
 }
 
+/// Every option of `serve` stands there, with the default that its help has; so do the limits that
+/// no option changes.
+#[test]
+fn limits_of_the_server() {
+    let home = Home::new();
+    let report = effective(&home);
+    let help = home.run(&["serve", "--help"]).succeeded().text();
+    let mut options = 0;
+    for line in help.lines() {
+        let Some((_, rest)) = line.split_once(" --") else {
+            continue;
+        };
+        let name = rest.split([' ', '\n']).next().expect("a name");
+        if !line.trim_start().starts_with('-') || name == "help" {
+            continue;
+        }
+        options += 1;
+        let of = |name: &str| {
+            let all = report["settings"].as_array().expect("a list").iter();
+            all.filter(|s| s["name"] == name).count()
+        };
+        let full = format!("serve.{name}");
+        assert_eq!(of(name) + of(&full), 1, "{name}");
+        let default = rest.rsplit_once("[default: ");
+        let default = default.and_then(|(_, d)| d.split_once(']')).map(|(d, _)| d);
+        if let Some(number) = default.filter(|d| d.parse::<u64>().is_ok() && of(&full) == 1) {
+            assert_eq!(setting(&report, &full), (number.into(), "default".into()));
+        }
+    }
+    assert!(options > 30, "{help}");
+    for (name, value, source) in [
+        ("strict", "false", "default"),
+        ("parallel", "4", "default"),
+        ("max-body", "4194304", "default"),
+        ("max-connections", "1000", "default"),
+        ("max-requests", "256", "default"),
+        ("grace", "30", "default"),
+        ("max-head", "32768", "fixed"),
+        ("header-timeout", "30s", "fixed"),
+        ("body-timeout", "60s", "fixed"),
+        ("write-timeout", "60s", "fixed"),
+        ("model-queue", "256", "fixed"),
+        ("audit-queue", "4096", "fixed"),
+        ("load-timeout", "60s", "fixed"),
+    ] {
+        let said = setting(&report, &format!("serve.{name}"));
+        assert_eq!(said, (value.into(), source.into()), "{name}");
+    }
+    assert_eq!(setting(&report, "memory").0, "-");
+    let less = Home::new().env("PUNA_MEMORY", "2G");
+    let memory = ("2G".into(), "PUNA_MEMORY".into());
+    assert_eq!(setting(&effective(&less), "memory"), memory);
+    let state = setting(&report, "serve.state").0;
+    assert!(state.ends_with("server.sqlite"), "{state}");
+}
+
 /// What a model recommends lies under everything else.
 #[test]
 fn what_a_model_recommends_is_shown() {

@@ -17,7 +17,7 @@ use crate::metrics::{Metric, Metrics};
 use crate::store::Store;
 
 /// Requests that may be under way or waiting to be written.
-const QUEUE: usize = 4096;
+pub(crate) const QUEUE: usize = 4096;
 /// Events in one transaction.
 const TOGETHER: usize = 512;
 /// From one try to the next.
@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// Tries after the end was asked for.
 const TRIES: usize = 6;
 /// How long a request waits for its place.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end waits for what is left to be written.
 const LAST: Duration = Duration::from_secs(5);
 

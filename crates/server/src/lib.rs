@@ -50,7 +50,7 @@ pub use principal::{LOCAL, Principal, Quotas, Scope};
 pub use request::{REQUEST_ID, Tracked};
 pub use router::{Route, route, routes};
 pub use run::{Shutdown, run};
-pub use settings::{Auth, Settings, Sink};
+pub use settings::{Auth, Settings, Sink, limits};
 pub use spans::Exporter;
 pub use state::{Held, State};
 pub use store::{Store, Usage};

@@ -42,12 +42,12 @@ impl Shutdown {
 }
 
 /// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long answers have to say that they were cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The longest head of a request, in bytes, and the most headers.
-const HEAD: usize = 32 << 10;
-const HEADERS: usize = 100;
+pub(crate) const HEAD: usize = 32 << 10;
+pub(crate) const HEADERS: usize = 100;
 
 /// Serves these routes (mostly [`crate::routes()`]) until it is asked to end. Blocks the thread; the work is done by one or two threads of
 /// its own.

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::keys::Key;
 use crate::spans::Exporter;
+use crate::{journal, run};
 
 /// Takes lines of the log, without their newline.
 pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -80,6 +81,24 @@ impl Default for Settings {
             terminate: false,
         }
     }
+}
+
+/// The limits of every server that no option changes, by names like those of options: bytes,
+/// numbers, and times as `30s`.
+#[must_use]
+pub fn limits() -> Vec<(&'static str, String)> {
+    let usual = Settings::default();
+    let seconds = |time: Duration| format!("{}s", time.as_secs());
+    vec![
+        ("max-head", run::HEAD.to_string()),
+        ("max-headers", run::HEADERS.to_string()),
+        ("handshake-timeout", seconds(run::HANDSHAKE)),
+        ("header-timeout", seconds(usual.header_timeout)),
+        ("body-timeout", seconds(usual.body_timeout)),
+        ("write-timeout", seconds(usual.write_timeout)),
+        ("audit-queue", journal::QUEUE.to_string()),
+        ("audit-timeout", seconds(journal::PATIENCE)),
+    ]
 }
 
 /// Who may ask.

@@ -1,9 +1,12 @@
 //! `puna config`: the settings in force, and where each came from.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::CommandFactory;
-use engine::SamplerParams;
+use engine::{SamplerParams, SchedulerParams};
 use hub::Resolved;
+use kernels::KvType;
 use serde::Serialize;
 
 use super::sampling;
@@ -25,18 +28,20 @@ struct Setting {
     name: String,
     /// `None`: it is not set, and the model or the machine decides.
     value: Option<String>,
-    /// A variable's name, the file and what of it, the model that says so, or "default".
+    /// A variable's name, the file and what of it, the model that says so, "default", or "fixed"
+    /// where nothing can say otherwise.
     source: String,
 }
 
 /// Settings that the environment has too.
-const VARIABLES: [(&str, &str); 6] = [
+const VARIABLES: [(&str, &str); 7] = [
     ("model", "PUNA_MODEL"),
     ("home", "PUNA_HOME"),
     ("threads", "PUNA_THREADS"),
     ("compute", "PUNA_COMPUTE"),
     ("simd", "PUNA_SIMD"),
     ("offline", "PUNA_OFFLINE"),
+    ("memory", "PUNA_MEMORY"),
 ];
 
 pub fn run(args: &ConfigArgs) -> Result<()> {
@@ -71,7 +76,7 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
         layers.extend(recommended(found)?);
     }
     let report = Report {
-        settings: settings(&layers)?,
+        settings: settings(&layers)?.into_iter().chain(fixed()).collect(),
         model: found.map(|found| found.name),
         file,
     };
@@ -100,7 +105,14 @@ fn recommended(found: &Resolved) -> Result<Option<(String, config::Pairs)>> {
 
 /// Every setting, from the highest layer that has it.
 fn settings(layers: &[(String, config::Pairs)]) -> Result<Vec<Setting>> {
-    let plain = [&config::PROCESS[..], &config::MACHINE, &config::MODEL].concat();
+    let memory = ["memory"];
+    let plain = [
+        &config::PROCESS[..],
+        &config::MACHINE,
+        &memory,
+        &config::MODEL,
+    ];
+    let plain = plain.concat();
     let serve = of_serve();
     let names = plain.into_iter().map(str::to_owned);
     let names = names.chain(serve.iter().map(|option| option.name.clone()));
@@ -113,7 +125,7 @@ fn settings(layers: &[(String, config::Pairs)]) -> Result<Vec<Setting>> {
     Ok(names
         .map(|name| {
             let variable = VARIABLES.iter().find(|row| row.0 == name).map(|row| row.1);
-            let of_option = || Some(&*serve.iter().find(|o| o.name == name)?.variable);
+            let of_option = || serve.iter().find(|o| o.name == name)?.variable.as_deref();
             let variable = variable.or_else(of_option);
             let said = variable.and_then(|v| Some((crate::env::text(v)?, v.to_owned())));
             let of_layer = |(source, pairs): &(String, config::Pairs)| {
@@ -142,28 +154,44 @@ fn settings(layers: &[(String, config::Pairs)]) -> Result<Vec<Setting>> {
         .collect())
 }
 
-/// An option of `serve` that the environment has too, and maybe puna.toml.
+/// The server's limits that no option changes.
+fn fixed() -> impl Iterator<Item = Setting> {
+    let seconds = |time: Duration| format!("{}s", time.as_secs());
+    let engine = SchedulerParams::new(KvType::F16, 1, 1);
+    let of_models = [
+        ("load-timeout", seconds(super::serve::PATIENCE)),
+        ("model-queue", engine.queue.to_string()),
+        ("model-write-timeout", seconds(engine.patience)),
+    ];
+    let all = server::limits().into_iter().chain(of_models);
+    all.map(|(name, value)| Setting {
+        name: format!("serve.{name}"),
+        value: Some(value),
+        source: "fixed".into(),
+    })
+}
+
+/// An option of `serve`; some of them the environment has too, and puna.toml.
 struct ServeOption {
     name: String,
-    variable: String,
+    variable: Option<String>,
     default: Option<String>,
 }
 
-/// All of them, but for those of the machine, which are there already.
+/// All of them, but for those of the machine and of models, which are there already.
 fn of_serve() -> Vec<ServeOption> {
     let command = Cli::command();
+    let there = [&config::PROCESS[..], &config::MACHINE, &config::MODEL].concat();
     let verb = command.find_subcommand("serve").into_iter();
     let options = verb
         .flat_map(clap::Command::get_arguments)
         .filter_map(|arg| {
-            let long = arg
-                .get_long()
-                .filter(|long| !config::MACHINE.contains(long))?;
+            let long = arg.get_long().filter(|long| !there.contains(long))?;
             let default = arg.get_default_values().first();
             let switch = (!arg.get_action().takes_values()).then(|| "false".to_owned());
             Some(ServeOption {
                 name: format!("serve.{long}"),
-                variable: arg.get_env()?.to_str()?.to_owned(),
+                variable: arg.get_env().and_then(|v| Some(v.to_str()?.to_owned())),
                 default: default.map_or(switch, |value| Some(value.to_string_lossy().into_owned())),
             })
         });
@@ -183,6 +211,10 @@ fn defaults() -> Result<Vec<(String, String)>> {
         ("offline", "false".to_owned()),
         ("serve.host", "127.0.0.1".to_owned()),
         ("serve.port", "7862".to_owned()),
+        (
+            "serve.state",
+            hub.home().join("server.sqlite").display().to_string(),
+        ),
         ("cache-type", "f16".to_owned()),
         ("speculate", "8".to_owned()),
     ]
@@ -206,7 +238,7 @@ fn describe(report: &Report) -> String {
     {
         let value = value.as_deref().unwrap_or("-");
         lines.push(format!(
-            "{name:<20} {:<24} {source}",
+            "{name:<27} {:<24} {source}",
             value.replace('\n', "\\n")
         ));
     }

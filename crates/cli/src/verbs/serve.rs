@@ -19,7 +19,7 @@ use crate::{config, interrupt, out};
 const PORT: u16 = 7862;
 
 /// How long a request waits for its model.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: &ServeArgs) -> Result<()> {
     let (host, port) = address(args)?;
